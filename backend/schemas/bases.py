@@ -1,0 +1,51 @@
+"""Base models, as workers register them and as the web process shows them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from backend.schemas.strict import Strict
+
+
+class SamplingDefaults(Strict):
+    """What a generation uses where its request is silent."""
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 5.0
+    scheduler: str = "dpmsolver++"
+
+
+class BaseDescription(Strict):
+    """A base model as a worker finds it in a folder, without loading its weights."""
+
+    id: str
+    family: str
+    title: str
+    resolution: int = Field(description="side of the training pictures, pixels")
+    size_multiple: int = Field(description="width and height must be multiples of this, pixels")
+    max_size: int = Field(description="largest width or height that is accepted, pixels")
+    hash: str = Field(description="sha256 over the names and bytes of all weight files, hexadecimal")
+    methods: list[str]
+    defaults: SamplingDefaults
+    prompt_limit_tokens: int = Field(description="positions of the text encoder, start and end token included")
+    tokenizer_json: str = Field(description="`tokenizers` serialisation, so that the web counts as the worker does")
+    example_prompts: list[str] = Field(default_factory=list, description="`{}` stands for the subject")
+    class_nouns: list[str] = Field(default_factory=list, description="nouns the base draws well; empty: unknown")
+
+
+class BaseModelInfo(Strict):
+    """``GET /bases``."""
+
+    id: str
+    family: str
+    title: str
+    resolution: int
+    size_multiple: int
+    max_size: int
+    hash: str
+    methods: list[str]
+    defaults: SamplingDefaults
+    prompt_limit_tokens: int
+    example_prompts: list[str]
+    class_nouns: list[str]
+    available: bool = Field(description="a live worker has it")

@@ -1,0 +1,150 @@
+"""What supervisor and executor say to each other: one JSON object a line over a pipe, every one tagged (job, fence).
+
+The executor has no database and no credentials: it gets local files in, and leaves local files in the job's staging
+directory. Paths travel here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from backend.schemas.bases import BaseDescription
+from backend.schemas.strict import Strict
+
+
+class Unit(Strict):
+    """The tag of every message about a job: a stale fence is ignored by both sides."""
+
+    job: str
+    fence: int
+
+
+# ---- supervisor -> executor
+
+
+class RunJob(Unit):
+    """Do this job. ``inputs`` maps a storage key of the spec to a readable local file; ``checkpoints`` is the directory
+    that outlives attempts; ``staging`` is this attempt's own; ``cache`` is shared (prior images)."""
+
+    type: Literal["run"] = "run"
+    kind: str
+    spec: dict[str, Any]
+    inputs: dict[str, str]
+    staging: str
+    checkpoints: str
+    cache: str
+    base_folder: str
+    done_indices: list[int] = Field(default_factory=list, description="images that earlier attempts published")
+    checkpoint_s: float = 60.0
+
+
+class CancelJob(Unit):
+    """Stop at the next step boundary; nothing is kept."""
+
+    type: Literal["cancel"] = "cancel"
+
+
+class FinishJob(Unit):
+    """Training only: stop now and keep what is learned."""
+
+    type: Literal["finish"] = "finish"
+
+
+class ReleaseJob(Unit):
+    """Write a checkpoint now and stop: the job goes back to the queue (deploy, lost lease)."""
+
+    type: Literal["release"] = "release"
+
+
+# ---- executor -> supervisor
+
+
+class Ready(Strict):
+    """Sent once: libraries are loaded, the device answers, ``bases`` can be served."""
+
+    type: Literal["ready"] = "ready"
+    device: str
+    bases: list[BaseDescription]
+    base_folders: dict[str, str]
+
+
+class Progress(Unit):
+    type: Literal["progress"] = "progress"
+    phase: str
+    step: int
+    total: int
+    rate: float | None = None
+    eta_s: float | None = None
+
+
+class Loss(Unit):
+    type: Literal["loss"] = "loss"
+    points: list[tuple[int, float]]
+
+
+class Preview(Unit):
+    """A preview picture in staging; ``file`` is relative to it."""
+
+    type: Literal["preview"] = "preview"
+    step: int
+    index: int
+    prompt: str
+    file: str
+
+
+class Checkpointed(Unit):
+    """A checkpoint verifies on disk; ``step`` steps are safe."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+
+
+class Note(Unit):
+    type: Literal["note"] = "note"
+    code: str
+    message: str
+
+
+class ImageDone(Unit):
+    """A finished picture in staging, to be published at once by a fenced commit."""
+
+    type: Literal["image"] = "image"
+    index: int
+    seed: int
+    file: str
+
+
+class Succeeded(Unit):
+    """``files`` maps a role ("weights") to a file in staging; ``report`` becomes part of the result."""
+
+    type: Literal["succeeded"] = "succeeded"
+    files: dict[str, str]
+    report: dict[str, Any]
+    peak_memory_bytes: int | None = None
+
+
+class Failed(Unit):
+    type: Literal["failed"] = "failed"
+    code: str
+    retryable: bool
+    message: str
+    sticky: bool = Field(default=False, description="the device is spoilt: this child must be replaced")
+    trace: str = Field(default="", description="for the log only")
+
+
+class Stopped(Unit):
+    """Answer to cancel or release: the job no longer computes."""
+
+    type: Literal["stopped"] = "stopped"
+    reason: Literal["cancelled", "released"]
+
+
+ToExecutor = Annotated[RunJob | CancelJob | FinishJob | ReleaseJob, Field(discriminator="type")]
+FromExecutor = Annotated[
+    Ready | Progress | Loss | Preview | Checkpointed | Note | ImageDone | Succeeded | Failed | Stopped,
+    Field(discriminator="type"),
+]
+TO_EXECUTOR: TypeAdapter[ToExecutor] = TypeAdapter(ToExecutor)
+FROM_EXECUTOR: TypeAdapter[FromExecutor] = TypeAdapter(FromExecutor)

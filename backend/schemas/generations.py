@@ -1,0 +1,95 @@
+"""Generation requests, the pinned spec, and the recipe of an image."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from backend.schemas.strict import Id, Strict
+from backend.schemas.trainings import PinnedFile, PromptText, Seed
+
+Scale = Annotated[float, Field(ge=0.0, le=2.0)]
+
+
+class WeightsChoice(Strict):
+    id: Id
+    scale: Scale = 1.0
+
+
+class GenerationCreate(Strict):
+    """``POST /generations``. ``None`` means: the default of the base (or of the weights)."""
+
+    prompt: PromptText
+    negative_prompt: PromptText = ""
+    base: str | None = None
+    weights: Annotated[list[WeightsChoice], Field(max_length=8)] | None = None
+    num_images: Annotated[int, Field(ge=1, le=64)] = 4
+    seed: Seed | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    guidance_scale: Annotated[float, Field(ge=1.0, le=30.0)] | None = None
+    scheduler: str | None = None
+    width: Annotated[int, Field(ge=8, le=4096)] | None = None
+    height: Annotated[int, Field(ge=8, le=4096)] | None = None
+
+
+class PinnedWeights(Strict):
+    file: PinnedFile
+    scale: float
+    tokens: list[str]
+    concepts: list[Id]
+
+
+class GenerateSpec(Strict):
+    """Spec of a ``generate`` job. Image ``i`` draws with seed ``(seed + i) mod 2**32``."""
+
+    spec_version: Literal[1] = 1
+    prompt: str = Field(description="as the person wrote it, with @tokens")
+    text: str = Field(description="as the text encoder reads it: `<token> class-noun`")
+    negative_prompt: str
+    base: str
+    base_hash: str
+    weights: list[PinnedWeights]
+    num_images: int
+    seed: Seed
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+
+
+class ImageRecipe(Strict):
+    """All that is needed to draw one image again; stored in its row and in its PNG."""
+
+    prompt: str
+    text: str
+    negative_prompt: str
+    base: str
+    base_hash: str
+    weights: list[WeightsChoice]
+    seed: Seed
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+    code_version: str
+
+
+class SchedulerInfo(Strict):
+    """``GET /schedulers``."""
+
+    name: Literal["ddim", "dpmsolver++", "euler", "unipc"]
+    title: str
+    description: str
+
+
+SCHEDULERS: tuple[SchedulerInfo, ...] = (
+    SchedulerInfo(
+        name="dpmsolver++", title="DPM-Solver++ (2M)", description="Second-order; the usual choice: good from 15 steps on."
+    ),
+    SchedulerInfo(name="ddim", title="DDIM", description="First-order and deterministic; the reference of many papers."),
+    SchedulerInfo(name="euler", title="Euler", description="First-order in sigma; soft pictures, forgiving at few steps."),
+    SchedulerInfo(name="unipc", title="UniPC", description="Predictor and corrector; the strongest below 12 steps."),
+)

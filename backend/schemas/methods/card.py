@@ -1,0 +1,40 @@
+"""What forms, API and docs know of a method, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from backend.schemas.strict import Strict
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """One row of the table of methods. ``presets`` map a preset's name to the parameters that differ from the defaults."""
+
+    name: str
+    title: str
+    description: str
+    source: str
+    min_photos: int
+    max_photos: int
+    params_type: type[BaseModel]
+    presets: Mapping[Any, dict[str, Any]]
+    side: Callable[[Any], str]
+
+
+class MethodInfo(Strict):
+    """``GET /methods``."""
+
+    name: str
+    title: str
+    side: str
+    description: str
+    source: str
+    min_photos: int
+    max_photos: int
+    params: dict[str, Any]
+    presets: dict[str, dict[str, Any]]

@@ -1,0 +1,54 @@
+"""Custom Diffusion (Kumari et al., CVPR 2023, arXiv 2212.04488): keys, values and one word."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from backend.schemas.methods.card import MethodCard
+from backend.schemas.strict import Strict
+
+
+class CustomDiffusionParams(Strict):
+    """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 4)."""
+
+    steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: 250)")] = 250
+    batch_size: Annotated[int, Field(ge=1, le=64, description="photos a step; as many prior images come along")] = 4
+    learning_rate: Annotated[
+        float, Field(gt=0, le=0.1, description="of the key and value matrices (paper: 8e-5 on SD 1.x)")
+    ] = 2e-4
+    token_learning_rate: Annotated[float, Field(gt=0, le=1.0, description="of the placeholder's vector V*")] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the matrices' change (paper: 1e-2)")] = 0.01
+    prior_weight: Annotated[float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")] = 1.0
+    prior_images: Annotated[int, Field(ge=0, le=1000, description="generated class images (paper: 200)")] = 24
+    prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
+    augment: Annotated[bool, Field(description="resize photos at random and say so in the caption")] = True
+    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
+    max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
+    preview_every: Annotated[int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")] = 50
+
+
+PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+    "quick": {"steps": 150, "prior_images": 16, "prior_steps": 10},
+    "balanced": {"steps": 300},
+    "thorough": {"steps": 800, "prior_images": 48, "prior_steps": 20, "learning_rate": 1e-4},
+}
+
+
+def side(params: CustomDiffusionParams) -> Literal["text", "weights"]:
+    """Only keys, values and the token change, so the concept is text side whatever the parameters."""
+    return "text"
+
+
+CARD = MethodCard(
+    name="custom-diffusion",
+    title="Custom Diffusion",
+    description="Learns a new word and the key and value matrices that read it; the safe choice for a subject you will place anywhere.",
+    source="Kumari et al., Multi-Concept Customization of Text-to-Image Diffusion, CVPR 2023 (arXiv 2212.04488)",
+    min_photos=3,
+    max_photos=50,
+    params_type=CustomDiffusionParams,
+    presets=PRESETS,
+    side=side,
+)

@@ -1,0 +1,74 @@
+"""Weights: the manifest in the file's header and the resource of the API."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from backend.schemas.strict import Id, Strict
+
+Side = Literal["text", "weights"]
+"""Whether a concept only changes the text keys and values, or weights of the denoiser (design 1)."""
+
+
+class TaughtToken(Strict):
+    """One placeholder token that weights teach: ``<token>`` in the encoder's text, ``@token`` in a prompt."""
+
+    token: str
+    class_noun: str
+    kind: Literal["subject", "style"]
+    vectors: int = 1
+
+
+class WeightsManifest(Strict):
+    """The header ``moongate`` of the native safetensors file: self-describing, without private text or paths."""
+
+    format_version: Literal[1] = 1
+    method: str
+    side: Side
+    base: str
+    base_family: str
+    base_hash: str
+    prediction_type: Literal["epsilon", "v_prediction", "flow"]
+    tokens: list[TaughtToken]
+    params: dict[str, Any]
+    seed: int
+    steps: int = Field(description="optimiser steps that were really made")
+    parents: list[str] = Field(default_factory=list, description="ids of merged weights")
+    code_version: str
+
+
+class Weights(Strict):
+    """``GET /weights/{id}``."""
+
+    id: Id
+    concepts: list[Id]
+    manifest: WeightsManifest
+    size_bytes: int
+    sha256: str
+    parents: list[Id]
+    report: dict[str, Any]
+    job: Id
+    file_url: str
+    created_at: datetime
+
+
+class SiteChange(Strict):
+    """Relative change of one site, ``||W' - W||_F / ||W||_F`` (methods.md 3)."""
+
+    site: str
+    group: Literal["cross-attention", "self-attention", "rest"]
+    shape: list[int]
+    relative_change: float
+    singular_values: list[float] = Field(description="of the difference, largest first, at most 32")
+    energy_by_rank: list[float] = Field(description="share of the squared norm kept by the first k values")
+
+
+class WeightsAnalysis(Strict):
+    """``GET /weights/{id}/analysis``."""
+
+    sites: list[SiteChange]
+    mean_by_group: dict[str, float]
+    token_change: dict[str, float] = Field(description="relative change of each V* from its start row")
