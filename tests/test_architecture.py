@@ -78,7 +78,7 @@ def test_torch_is_the_exact_pin_and_torchvision_is_absent() -> None:
 
 
 def test_the_web_process_starts_with_tensors_blocked(tmp_path: Path) -> None:
-    """Contract 2, from outside: the application is built and its schema rendered while torch cannot be imported."""
+    """Contract 2, from outside: the application is built and its schema rendered without torch."""
     program = (
         "import sys\n"
         "for name in ('torch', 'diffusers', 'transformers', 'worker'): sys.modules[name] = None\n"

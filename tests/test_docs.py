@@ -34,7 +34,8 @@ def test_every_method_has_its_section_and_its_source(name: str) -> None:
     section = re.search(rf"^## .*`{re.escape(name)}`.*?(?=^## |\Z)", text, re.M | re.S)
     assert section, f"docs/methods.md has no section for {name}"
     arxiv = re.search(r"arXiv (\d{4}\.\d{5})", CARDS[name].source)
-    assert arxiv and arxiv[1] in section[0]
+    assert arxiv
+    assert arxiv[1] in section[0]
     for field in CARDS[name].params_type.model_fields:
         assert f"`{field}`" in section[0], f"{field} is not explained"
 
