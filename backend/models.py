@@ -66,7 +66,13 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {dict[str, Any]: Json, list[str]: Json, datetime: UtcDateTime(), str: String(), int: BigInteger()}
+    type_annotation_map = {
+        dict[str, Any]: Json,
+        list[str]: Json,
+        datetime: UtcDateTime(),
+        str: String(),
+        int: BigInteger(),
+    }
 
 
 def _id() -> Mapped[str]:
@@ -170,8 +176,12 @@ class WeightsConcept(Base):
     """Which concepts weights teach, under which token."""
 
     __tablename__ = "weights_concepts"
-    weights_id: Mapped[str] = mapped_column(ForeignKey("concept_weights.id", ondelete="CASCADE"), primary_key=True)
-    concept_id: Mapped[str] = mapped_column(ForeignKey("concepts.id", ondelete="CASCADE"), primary_key=True, index=True)
+    weights_id: Mapped[str] = mapped_column(
+        ForeignKey("concept_weights.id", ondelete="CASCADE"), primary_key=True
+    )
+    concept_id: Mapped[str] = mapped_column(
+        ForeignKey("concepts.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
     owner_id: Mapped[str] = _owner()
     token: Mapped[str]
 
@@ -259,8 +269,9 @@ class Job(Base):
               postgresql_where=text("state in ('queued','running')")),
         Index("ix_jobs_claim", "queue", "priority", "not_before", "id", sqlite_where=text("state = 'queued'"),
               postgresql_where=text("state = 'queued'")),
-        Index("ix_jobs_running", "id", sqlite_where=text("state = 'running'"), postgresql_where=text("state = 'running'")),
+        Index("ix_jobs_running", "owner_id", sqlite_where=text("state = 'running'"), postgresql_where=text("state = 'running'")),
         Index("ix_jobs_owner_newest", "owner_id", "id"),
+        Index("ix_jobs_owner_started", "owner_id", "started_at"),
     )  # fmt: skip
 
 

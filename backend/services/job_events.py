@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.models import Job, JobEvent, now
@@ -25,13 +25,18 @@ def note(code: str, message: str) -> Event:
 
 
 def append(
-    session: Session, job_id: str, events: Sequence[Event], *, fence: int | None = None, **columns: Any
+    session: Session,
+    job_id: str,
+    events: Sequence[Event],
+    *guards: ColumnElement[bool],
+    fence: int | None = None,
+    **columns: Any,
 ) -> bool:
     """Write events, and ``columns`` of the job, in one step. With a fence only while that attempt holds the job.
 
-    Returns whether the job was there (and still held).
+    Returns whether the job was there (and still held, and ``guards`` true).
     """
-    guard = [Job.id == job_id]
+    guard = [Job.id == job_id, *guards]
     if fence is not None:
         guard += [Job.fence == fence, Job.state == "running"]
     row = session.execute(

@@ -1,0 +1,246 @@
+"""What a supervisor does with jobs: claim, renew, report, give back. Every write names the fence of its attempt.
+
+A write whose fence is stale changes no row and returns False: another attempt holds the job, and this one stops.
+T3..T7 are the numbers of reliability 2.3.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, or_, select, tuple_, update
+from sqlalchemy.orm import Session, aliased
+
+from backend.failpoints import fp
+from backend.models import Job, Worker, now
+from backend.schemas.executor import Unit
+from backend.services import job_events, jobs
+from backend.services.job_events import Event, note
+
+RETRY_FIRST_S, RETRY_LONGEST_S = 5.0, 600.0
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What people asked of a running job."""
+
+    cancel: bool
+    finish: bool
+
+
+# ---- T3 claim
+
+
+def claim(
+    session: Session,
+    worker_id: str,
+    *,
+    queues: Collection[str],
+    kinds: Mapping[str, int],
+    base_hashes: Collection[str],
+) -> Job | None:
+    """Take the best waiting job this worker can do, or None. The caller commits at once.
+
+    ``kinds`` maps a kind to the newest ``spec_version`` understood; jobs of a later version stay queued. Best: highest
+    priority, then the owner with fewest running jobs, then the owner served longest ago, then the oldest.
+    Postgres skips rows that others are claiming; on SQLite the write transaction is already exclusive.
+    """
+    others = aliased(Job)
+    of_owner = select(func.count()).where(others.owner_id == Job.owner_id, others.state == "running")
+    served = select(func.max(others.started_at)).where(others.owner_id == Job.owner_id)
+    understood = or_(*((Job.kind == kind) & (Job.spec_version <= version) for kind, version in kinds.items()))
+    best = (
+        select(Job.id)
+        .where(
+            Job.state == "queued",
+            Job.queue.in_(queues),
+            Job.not_before <= now(),
+            Job.base_hash.in_([*base_hashes, ""]),
+            understood,
+        )
+        .order_by(
+            Job.priority.desc(),
+            of_owner.scalar_subquery(),
+            served.scalar_subquery().asc().nulls_first(),
+            Job.id,
+        )
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    job_id = session.scalar(best)
+    if job_id is None:
+        return None
+    fp("claim.before_commit")
+    started = func.coalesce(Job.started_at, now())
+    if not jobs.transition(
+        session, job_id, "running", expected=("queued",), worker_id=worker_id, fence=Job.fence + 1,
+        attempt=Job.attempt + 1, hb_seq=0, started_at=started, phase="loading", rate=None, eta_s=None,
+    ):  # fmt: skip
+        return None
+    return session.get_one(Job, job_id, populate_existing=True)
+
+
+# ---- T4 heartbeat
+
+
+def heartbeat(session: Session, worker_id: str, units: Iterable[Unit]) -> dict[str, Flags]:
+    """Renew the leases that are still held; the answer lacks a job whose lease is lost."""
+    held = [(unit.job, unit.fence) for unit in units]
+    if not held:
+        return {}
+    rows = session.execute(
+        update(Job)
+        .where(Job.worker_id == worker_id, Job.state == "running", tuple_(Job.id, Job.fence).in_(held))
+        .values(hb_seq=Job.hb_seq + 1)
+        .returning(Job.id, Job.cancel_requested_at, Job.finish_requested_at)
+        .execution_options(synchronize_session=False)
+    )
+    return {
+        row.id: Flags(row.cancel_requested_at is not None, row.finish_requested_at is not None)
+        for row in rows
+    }
+
+
+def flags(session: Session, units: Iterable[Unit]) -> dict[str, Flags]:
+    """The same answer without renewing."""
+    held = [(unit.job, unit.fence) for unit in units]
+    rows = session.execute(
+        select(Job.id, Job.cancel_requested_at, Job.finish_requested_at).where(
+            Job.state == "running", tuple_(Job.id, Job.fence).in_(held)
+        )
+    )
+    return {
+        row.id: Flags(row.cancel_requested_at is not None, row.finish_requested_at is not None)
+        for row in rows
+    }
+
+
+# ---- while it runs
+
+
+def report(session: Session, unit: Unit, events: Sequence[Event], **columns: Any) -> bool:
+    """Events and progress columns (``phase``, ``step``, ``total_steps``, ``rate``, ``eta_s``) of a running job."""
+    return job_events.append(session, unit.job, events, fence=unit.fence, **columns)
+
+
+def checkpointed(session: Session, unit: Unit, step: int) -> bool:
+    """A checkpoint after ``step`` optimiser steps verifies on disk."""
+    return report(session, unit, (), checkpoint_step=step)
+
+
+# ---- T5..T7: how an attempt ends without a result (T8 is in publishing)
+
+
+def _held(session: Session, unit: Unit) -> Job | None:
+    """The job of this attempt, locked until the transaction ends; None for a stale fence."""
+    return session.scalar(
+        select(Job)
+        .where(Job.id == unit.job, Job.fence == unit.fence, Job.state == "running")
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def release(session: Session, unit: Unit, message: str) -> str | None:
+    """T5: back to the queue at once, and the attempt does not count; the checkpoint stays. A cancel request wins.
+
+    Returns the new state, or None for a stale fence.
+    """
+    held = _held(session, unit)
+    if held is None:
+        return None
+    if held.cancel_requested_at is not None:
+        return "cancelled" if cancelled(session, unit) else None
+    jobs.transition(
+        session, unit.job, "queued", Job.fence == unit.fence, expected=("running",), note=message,
+        events=[note("released", message)], attempt=Job.attempt - 1, not_before=now(), phase="waiting",
+        rate=None, eta_s=None,
+    )  # fmt: skip
+    jobs.queue_hint(session, held.id, held.owner_id, held.queue, 0.0)
+    return "queued"
+
+
+def fail(session: Session, unit: Unit, error: dict[str, Any], max_attempts: int) -> str | None:
+    """T6 or T7: a retryable error goes back to the queue with backoff, until ``max_attempts``; any other ends the job.
+
+    ``error`` holds ``code, retryable, message`` and a ``detail_id`` that the log knows. Returns the new state, None
+    for a stale fence.
+    """
+    held = _held(session, unit)
+    if held is None:
+        return None
+    told = [note(error["code"], error["message"])]
+    if held.cancel_requested_at is not None:
+        jobs.transition(session, unit.job, "cancelled", expected=("running",), events=told)
+        return "cancelled"
+    if error["retryable"] and held.attempt < max_attempts:
+        delay = min(RETRY_FIRST_S * 2**held.attempt, RETRY_LONGEST_S) * random.uniform(0.8, 1.2)
+        jobs.transition(
+            session, unit.job, "queued", expected=("running",), events=told, phase="waiting", rate=None, eta_s=None,
+            note=f"It is tried again in {delay:.0f} seconds.", not_before=now() + timedelta(seconds=delay),
+        )  # fmt: skip
+        jobs.queue_hint(session, held.id, held.owner_id, held.queue, delay)
+        return "queued"
+    jobs.transition(session, unit.job, "failed", expected=("running",), events=told, error=error)
+    return "failed"
+
+
+def cancelled(session: Session, unit: Unit) -> bool:
+    """T10: the computation has stopped, the job is over."""
+    return jobs.transition(
+        session, unit.job, "cancelled", Job.fence == unit.fence, Job.cancel_requested_at.is_not(None),
+        expected=("running",),
+    )  # fmt: skip
+
+
+def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: int) -> str | None:
+    """T6 and T11 when the process that held the job died: resume, unless it dies again and again.
+
+    Deaths are counted since the last checkpoint that verified; a cancel request wins. Returns the new state, or
+    None when the job is no longer this attempt's.
+    """
+    held = _held(session, unit)
+    if held is None:
+        return None
+    progressed = (held.checkpoint_step or 0) > (held.deaths_checkpoint_step or 0)
+    deaths = 1 if progressed else held.deaths + 1
+    columns: dict[str, Any] = {
+        "deaths": deaths, "deaths_checkpoint_step": held.checkpoint_step, "fence": Job.fence + 1,
+        "rate": None, "eta_s": None,
+    }  # fmt: skip
+    told = None
+    if held.cancel_requested_at is not None:
+        to = "cancelled"
+    elif deaths >= max_deaths:
+        to = "failed"
+        columns["error"] = {
+            "code": "worker_lost",
+            "retryable": True,
+            "message": f"The process that ran this job died {deaths} times without getting further.",
+        }
+    else:
+        to = "queued"
+        wait_s = min(2.0 ** (deaths - 1) - 1, 60.0)
+        columns |= {"not_before": now() + timedelta(seconds=wait_s), "phase": "waiting"}
+        told = "It goes on from its last checkpoint." if held.checkpoint_step else "It starts again."
+    done = jobs.transition(
+        session, unit.job, to, Job.fence == unit.fence, Job.hb_seq == held.hb_seq, expected=("running",),
+        events=[cause], note=told, **columns,
+    )  # fmt: skip
+    if done and to == "queued":
+        jobs.queue_hint(session, held.id, held.owner_id, held.queue, 0.0)
+    return to if done else None
+
+
+def abandoned(session: Session, slot: str, worker_id: str) -> list[Unit]:
+    """Running jobs of earlier workers of this slot. Only who holds the slot's lock may call them dead."""
+    rows = session.execute(
+        select(Job.id, Job.fence)
+        .join(Worker, Worker.id == Job.worker_id)
+        .where(Job.state == "running", Worker.slot == slot, Worker.id != worker_id)
+    )
+    return [Unit(job=row.id, fence=row.fence) for row in rows]
