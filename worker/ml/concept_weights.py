@@ -1,0 +1,145 @@
+"""ConceptWeights: how a concept was learned, in one self-describing safetensors file.
+
+Header ``moongate``: the `WeightsManifest` as JSON; beside it ``modelspec.*`` and ``ss_*`` basics for other tools. Tensors:
+
+- ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding]: V* and the row it started from;
+- ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d], the difference from the
+  base's matrix. Differences, not absolute matrices: on another base they would be silently transplanted, and they would not compose.
+
+The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from backend.schemas.weights import WeightsManifest
+from worker.ml.errors import WeightsInvalid
+
+CODE_VERSION = version("moongate")
+MAX_FILE_BYTES = 4 << 30
+MAX_HEADER_BYTES = 4 << 20
+MAX_TENSORS = 20_000
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SITE_KEY = re.compile(r"^site\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptWeights:
+    """Immutable. Tensors are on the CPU, finite, and named as the module says."""
+
+    manifest: WeightsManifest
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        check(self.manifest, self.tensors)
+
+    def site_parts(self) -> dict[str, dict[str, Tensor]]:
+        """{site: {part: tensor}} of the ``site.*`` tensors."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.tensors.items():
+            if match := SITE_KEY.match(key):
+                parts.setdefault(match[1], {})[match[2]] = tensor
+        return parts
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes; equal contents give equal bytes (safetensors alone leaves the header's order to chance)."""
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.tensors.items()})
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header = {"__metadata__": _metadata(self.manifest), **{name: header[name] for name in sorted(header)}}
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        return len(encoded).to_bytes(8, "little") + encoded + content[8 + length :]
+
+    def save(self, path: Path) -> None:
+        """Writes the file. Making it durable and visible is the publisher's part."""
+        path.write_bytes(self.to_bytes())
+
+    @staticmethod
+    def load(path: Path) -> ConceptWeights:
+        """Reads and checks everything. Raises `WeightsInvalid` with the reason."""
+        header = read_header(path)
+        try:
+            manifest = WeightsManifest.model_validate_json(header["__metadata__"]["moongate"])
+        except (KeyError, TypeError):
+            raise WeightsInvalid("The file has no moongate header: it is not a native weights file.") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise WeightsInvalid(f"The header is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise WeightsInvalid("The file is damaged: its tensors cannot be read.") from error
+        return ConceptWeights(manifest, tensors)
+
+
+def verify(path: Path) -> WeightsManifest:
+    """Reads the whole file strictly and returns its manifest. Raises `WeightsInvalid`."""
+    return ConceptWeights.load(path).manifest
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header, with its length bounded before anything is parsed or mapped."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size > MAX_FILE_BYTES or size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise WeightsInvalid("The file is not a safetensors file of a sensible size.")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise WeightsInvalid("The file cannot be read.") from error
+    except (ValueError, RecursionError):
+        raise WeightsInvalid("The file is not a safetensors file.") from None
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise WeightsInvalid("The file's header is not a list of tensors of a sensible length.")
+    return header
+
+
+def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
+    """Names, dtypes, finiteness, and that every taught token has its rows. Raises `WeightsInvalid`."""
+    expected = {
+        f"token.{taught.token}.{part}": taught.vectors for taught in manifest.tokens for part in ("learned", "start")
+    }
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise WeightsInvalid(f"The tensor {missing[0]} is missing.")
+    for name, tensor in tensors.items():
+        if name not in expected and not SITE_KEY.match(name):
+            raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")
+        if name in expected and (tensor.ndim != 2 or tensor.shape[0] != expected[name]):
+            raise WeightsInvalid(f"The tensor {name} has shape {list(tensor.shape)}, not [{expected[name]}, d].")
+        if tensor.dtype not in DTYPES:
+            raise WeightsInvalid(f"The tensor {name} is of type {tensor.dtype}.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsInvalid(f"The tensor {name} has values that are not finite.")
+
+
+def _metadata(manifest: WeightsManifest) -> dict[str, str]:
+    names = ", ".join(taught.token for taught in manifest.tokens)
+    return {
+        "format": "pt",
+        "modelspec.architecture": f"{manifest.base_family}/{manifest.method}",
+        "modelspec.implementation": "moongate",
+        "modelspec.prediction_type": manifest.prediction_type.removesuffix("_prediction"),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": names,
+        "modelspec.trigger_phrase": ", ".join(f"<{taught.token}>" for taught in manifest.tokens),
+        "moongate": manifest.model_dump_json(),
+        "ss_base_model_version": manifest.base_family,
+        "ss_network_module": manifest.method,
+        "ss_seed": str(manifest.seed),
+        "ss_sd_model_hash": manifest.base_hash,
+        "ss_steps": str(manifest.steps),
+    }

@@ -1,0 +1,227 @@
+"""A concept as a function from a prompt to text keys and values (design 1).
+
+``K_l = W_k,l c`` and ``V_l = W_v,l c`` of every cross-attention layer ``l`` depend on the prompt and the concept, not on the
+image or the time step. `text_kv` computes them, with any number of edits per prompt; `worker.ml.attention` consumes them.
+
+Scale ``s`` of an edit moves V* from its start row to the learned one and multiplies the change of each matrix; at ``s = 0``
+nothing of the edit is touched, so the result is the base model's to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.ml.errors import InputInvalid
+from worker.ml.placeholders import placeholders
+
+if TYPE_CHECKING:
+    from worker.ml.families.base import DiffusionModel, Site
+
+
+class MatrixChange(Protocol):
+    """A change ``dW`` [o, d] of one key or value matrix: dense today; factored or gated ones have the same two faces."""
+
+    def apply(self, states: Tensor) -> Tensor:
+        """``states dW^T``: [..., d] -> [..., o], differentiable."""
+
+    def dense(self) -> Tensor:
+        """``dW`` itself, [o, d]."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseChange:
+    """``dW`` held as a matrix [o, d]."""
+
+    matrix: Tensor
+
+    def apply(self, states: Tensor) -> Tensor:
+        return functional.linear(states, self.matrix.to(device=states.device, dtype=states.dtype))
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Rows of the embedding table for one placeholder: ``start`` and ``learned``, [vectors, d_embedding] each."""
+
+    start: Tensor
+    learned: Tensor
+
+    def at(self, scale: float) -> Tensor:
+        """The rows at ``scale``; exact at 0 and at 1."""
+        if scale == 1.0:
+            return self.learned
+        if scale == 0.0:
+            return self.start
+        return self.start + scale * (self.learned - self.start)
+
+
+@dataclass(frozen=True, eq=False)
+class TextEdit:
+    """What a text-side concept *is*: rows per placeholder, a change per site (by module name).
+
+    ``negative``: whether the sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion no).
+    """
+
+    tokens: Mapping[str, TokenRows]
+    sites: Mapping[str, MatrixChange]
+    negative: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text with the edits that act on it. ``text`` is encoder text: placeholders as ``<name>``."""
+
+    text: str
+    edits: tuple[tuple[TextEdit, float], ...] = ()
+    negative: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TextKV:
+    """Keys and values per cross-attention layer, [B, T, inner_l] each, in the order of ``model.cross_attention()``.
+
+    Padding is attended, as in Stable Diffusion: there is no mask.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What the denoiser needs of the text, per row of a batch. Rows may belong to different concepts and owners."""
+
+    kv: TextKV
+
+    def rows(self, index: Sequence[int]) -> Conditioning:
+        """Rows ``index`` of this, repeated and ordered as given."""
+        if list(index) == list(range(len(self.kv.keys[0]))):
+            return self
+        chosen = torch.tensor(list(index), device=self.kv.keys[0].device)
+        return Conditioning(
+            TextKV(
+                tuple(key.index_select(0, chosen) for key in self.kv.keys),
+                tuple(value.index_select(0, chosen) for value in self.kv.values),
+            )
+        )
+
+    @staticmethod
+    def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of ``parts`` one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return Conditioning(
+            TextKV(
+                tuple(torch.cat(layer) for layer in zip(*(part.kv.keys for part in parts), strict=True)),
+                tuple(torch.cat(layer) for layer in zip(*(part.kv.values for part in parts), strict=True)),
+            )
+        )
+
+
+StatesCache = MutableMapping[str, Tensor]
+"""Text states [T, d] of texts without placeholders: no text-side edit can change them."""
+
+
+def text_kv(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    *,
+    detach_first: bool = False,
+    cache: StatesCache | None = None,
+) -> Conditioning:
+    """Encodes ``prompts``, composes their edits and projects: one row each. The only place where edits meet.
+
+    Differentiable in the edits' rows and matrices. ``detach_first`` cuts the gradient through key and value of position 0, the
+    start token (methods.md 4); the values stay the same. ``cache`` keeps text states of texts without placeholders.
+    Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and `PromptTooLong`.
+    """
+    states = _text_states(model, prompts, cache)
+    users = _users(prompts)
+    layers = model.cross_attention()
+    keys = tuple(_project(layer.key, states, users) for layer in layers)
+    values = tuple(_project(layer.value, states, users) for layer in layers)
+    if detach_first:
+        keys, values = tuple(map(_first_detached, keys)), tuple(map(_first_detached, values))
+    return Conditioning(TextKV(keys, values))
+
+
+@dataclass
+class _Use:
+    """Rows on which an edit's sites act, with their scales."""
+
+    edit: TextEdit
+    rows: list[int] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+
+
+def _users(prompts: Sequence[Prompt]) -> list[_Use]:
+    uses: dict[int, _Use] = {}
+    for row, prompt in enumerate(prompts):
+        for edit, scale in prompt.edits:
+            if scale != 0.0 and (edit.negative or not prompt.negative):
+                use = uses.setdefault(id(edit), _Use(edit))
+                use.rows.append(row)
+                use.scales.append(scale)
+    return list(uses.values())
+
+
+def _project(site: Site, states: Tensor, users: Sequence[_Use]) -> Tensor:
+    """``states W^T + sum of s_i states dW_i^T`` on the rows that use edit i: [B, T, d] -> [B, T, inner]."""
+    projected = site.apply(states)
+    for use in users:
+        change = use.edit.sites.get(site.name)
+        if change is None:
+            continue
+        everywhere = use.rows == list(range(len(states)))
+        rows = torch.tensor(use.rows, device=states.device)
+        added = change.apply(states if everywhere else states.index_select(0, rows))
+        if any(scale != 1.0 for scale in use.scales):
+            added = added * torch.tensor(use.scales, device=states.device, dtype=added.dtype)[:, None, None]
+        projected = projected + added if everywhere else projected.index_add(0, rows, added)
+    return projected
+
+
+def _first_detached(projected: Tensor) -> Tensor:
+    return torch.cat([projected[:, :1].detach(), projected[:, 1:]], dim=1)
+
+
+def _text_states(model: DiffusionModel, prompts: Sequence[Prompt], cache: StatesCache | None) -> Tensor:
+    """Text states [B, T, d], one row per prompt; texts without placeholders go through the encoder without gradient."""
+    plain = [not placeholders(prompt.text) for prompt in prompts]
+    known: StatesCache = {} if cache is None else cache
+    missing = list(dict.fromkeys(p.text for p, is_plain in zip(prompts, plain, strict=True) if is_plain and p.text not in known))
+    if missing:
+        with torch.no_grad():
+            ids = [model.token_ids(text, {}) for text in missing]
+            known.update(zip(missing, model.encode_prompts(torch.tensor(ids), None).states, strict=True))
+    if all(plain):
+        return torch.stack([known[prompt.text] for prompt in prompts])
+    live = iter(_encode_with_placeholders(model, [p for p, is_plain in zip(prompts, plain, strict=True) if not is_plain]))
+    return torch.stack([known[p.text] if is_plain else next(live) for p, is_plain in zip(prompts, plain, strict=True)])
+
+
+def _encode_with_placeholders(model: DiffusionModel, prompts: Sequence[Prompt]) -> Tensor:
+    """Each prompt's own rows get virtual ids of their own, so equal names of different owners never meet."""
+    rows: list[Tensor] = []
+    ids: list[list[int]] = []
+    next_id = model.vocabulary_size
+    for prompt in prompts:
+        own: dict[str, range] = {}
+        for name in placeholders(prompt.text):
+            teachers = [edit.tokens[name].at(scale) for edit, scale in prompt.edits if name in edit.tokens]
+            if len(teachers) > 1:
+                raise InputInvalid(f"Two of the chosen weights teach <{name}>: choose one of them.")
+            if teachers:
+                own[name] = range(next_id, next_id + len(teachers[0]))
+                next_id = own[name].stop
+                rows.append(teachers[0])
+        ids.append(model.token_ids(prompt.text, own))
+    return model.encode_prompts(torch.tensor(ids), torch.cat([row.to(model.device, model.dtype) for row in rows])).states

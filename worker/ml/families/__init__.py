@@ -1,0 +1,37 @@
+"""The table of families of base models, and how a folder becomes a loaded model.
+
+Adding a family is a file with a ``load`` function and a row here (CONTRIBUTING, "add a base model").
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from backend.schemas.bases import BaseDescription
+from worker.ml.families import folder as _folder
+from worker.ml.families import stable_diffusion
+from worker.ml.families.base import DiffusionModel, Family
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("toyworld", "Toyworld", ("custom-diffusion",), stable_diffusion.load),
+        Family("sd15", "Stable Diffusion 1.x", ("custom-diffusion",), stable_diffusion.load),
+    )
+}
+
+
+def describe_base(folder: Path) -> BaseDescription:
+    """What a worker registers of a folder; builds no model and loads no weights. Raises `BaseUnusable` with a sentence."""
+    return _folder.describe(folder, FAMILIES.keys(), {family.name: family.methods for family in FAMILIES.values()})
+
+
+def load_base(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:
+    """The loaded base model: safetensors only, offline, no remote code. Raises `BaseUnusable`."""
+    description = describe_base(folder)
+    return FAMILIES[description.family].load(folder, description, device, dtype)
+
+
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "describe_base", "load_base"]

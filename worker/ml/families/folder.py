@@ -1,0 +1,173 @@
+"""Reading a base model's folder without building a model: what it is, whether it is safe, which bytes it consists of.
+
+A base model is a diffusers folder: ``model_index.json``, ``tokenizer/``, ``text_encoder/``, ``unet/``, ``vae/``,
+``scheduler/``, weights as safetensors (single files or shards with an index). ``moongate.json`` beside the index is optional and
+may say: ``id``, ``family``, ``title``, ``resolution``, ``size_multiple``, ``max_size``, ``defaults``, ``example_prompts``,
+``class_nouns``, ``placeholder_initialiser``. Nothing in the folder is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import CLIPTokenizer
+
+from backend.schemas.bases import BaseDescription, SamplingDefaults
+from worker.ml.errors import BaseUnusable
+
+COMPONENTS = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+}
+WEIGHTS = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+PREDICTIONS = ("epsilon", "v_prediction")
+DEFAULT_FAMILY = "sd15"
+
+
+class Moongate(BaseModel):
+    """``moongate.json``. Further keys (a model card's measures, judges) are other readers' and ignored here."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str | None = None
+    family: str | None = None
+    title: str | None = None
+    resolution: int | None = None
+    size_multiple: int | None = None
+    max_size: int | None = None
+    defaults: SamplingDefaults = SamplingDefaults()
+    example_prompts: list[str] = Field(default_factory=list)
+    class_nouns: list[str] = Field(default_factory=list)
+    placeholder_initialiser: str | list[str] | None = None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `BaseUnusable` naming the file relative to its component."""
+    shown = f"{path.parent.name}/{path.name}"
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BaseUnusable(f"The base model lacks {shown}.") from None
+    except (OSError, ValueError):
+        raise BaseUnusable(f"{shown} of the base model cannot be read as JSON.") from None
+    if not isinstance(content, dict):
+        raise BaseUnusable(f"{shown} of the base model is not a JSON object.")
+    return content
+
+
+def read_moongate(folder: Path) -> Moongate:
+    if not (folder / "moongate.json").exists():
+        return Moongate()
+    try:
+        return Moongate.model_validate(read_json(folder / "moongate.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BaseUnusable(f"moongate.json: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def weight_files(folder: Path, component: str) -> list[Path]:
+    """The safetensors files of a component: one, or the shards its index lists. Pickled weights do not count."""
+    single = folder / component / WEIGHTS[component]
+    index = single.with_name(single.name + ".index.json")
+    if index.exists():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise BaseUnusable(f"The shard index of {component} lists no weights.")
+        names = sorted({str(name) for name in listed.values()})
+        if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+            raise BaseUnusable(f"The shard index of {component} names files that are not safetensors beside it.")
+        files = [folder / component / name for name in names]
+    else:
+        files = [single]
+    for file in files:
+        if not file.is_file():
+            pickled = any((folder / component).glob("*.bin")) or any((folder / component).glob("*.ckpt"))
+            hint = " It has pickled weights only, which can run code: convert them to safetensors." if pickled else ""
+            raise BaseUnusable(f"The base model lacks {component}/{file.name}.{hint}")
+    return files
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over relative names and bytes of all weight files of text encoder, denoiser and autoencoder, hexadecimal."""
+    digest = hashlib.sha256()
+    files = [file for component in WEIGHTS for file in weight_files(folder, component)]
+    for file in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_classes(folder: Path) -> None:
+    """Raises `BaseUnusable` unless every component is of a class this code knows, and none brings code of its own."""
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        raise BaseUnusable(f"A pipeline of class {index.get('_class_name')} is not supported.")
+    configs = [folder / component / name for component in COMPONENTS for name in ("config.json", "tokenizer_config.json")]
+    if any("auto_map" in read_json(path) for path in configs if path.exists()):
+        raise BaseUnusable("The base model brings code of its own (auto_map), which is never run.")
+    for component, expected in COMPONENTS.items():
+        found = index.get(component)
+        if found not in (list(expected), [expected[0], expected[1] + "Fast"]):
+            raise BaseUnusable(f"The {component} of the base model is {found}, not {expected[1]}.")
+    configured = {"unet": read_json(folder / "unet/config.json"), "vae": read_json(folder / "vae/config.json")}
+    for component, config in configured.items():
+        if config.get("_class_name") != COMPONENTS[component][1]:
+            raise BaseUnusable(f"The {component} of the base model is of class {config.get('_class_name')}.")
+    if any(path.suffix == ".py" for path in folder.rglob("*.py")):
+        raise BaseUnusable("The base model brings code of its own, which is never run.")
+    prediction = read_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise BaseUnusable(f"A base model that predicts {prediction} is not supported.")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    try:
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BaseUnusable("The tokenizer of the base model cannot be read.") from error
+
+
+def describe(folder: Path, families: Collection[str], methods: dict[str, tuple[str, ...]]) -> BaseDescription:
+    """Describes the base model in ``folder`` from its JSON files and the bytes of its weights.
+
+    ``families`` are the known names; ``methods`` what each can serve. Raises `BaseUnusable`.
+    """
+    check_classes(folder)
+    said = read_moongate(folder)
+    family = said.family or DEFAULT_FAMILY
+    if family not in families:
+        raise BaseUnusable(f"The family {family} is not known here.")
+    unet, vae = read_json(folder / "unet/config.json"), read_json(folder / "vae/config.json")
+    encoder = read_json(folder / "text_encoder/config.json")
+    tokenizer = load_tokenizer(folder)
+    cell = 2 ** (len(vae["block_out_channels"]) - 1)
+    resolution = said.resolution or int(unet["sample_size"]) * cell
+    positions = int(encoder.get("max_position_embeddings", 77))
+    return BaseDescription(
+        id=said.id or folder.resolve().name,
+        family=family,
+        title=said.title or folder.resolve().name,
+        resolution=resolution,
+        size_multiple=said.size_multiple or cell * 2 ** (len(unet["block_out_channels"]) - 1),
+        max_size=said.max_size or 2 * resolution,
+        hash=weights_hash(folder),
+        methods=list(methods[family]),
+        defaults=said.defaults,
+        prompt_limit_tokens=min(positions, int(tokenizer.model_max_length)),
+        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+        example_prompts=said.example_prompts,
+        class_nouns=said.class_nouns,
+    )

@@ -1,0 +1,57 @@
+"""What a method is: functions on named tensors around the one training loop and the one sampling engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.conditioning import TextEdit
+from worker.ml.families.base import DiffusionModel
+from worker.ml.run import Run
+from worker.ml.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class ConceptExamples:
+    """A concept and its photos: local files, upright. ``token`` without brackets; ``class_noun`` may be empty."""
+
+    token: str
+    class_noun: str
+    kind: Literal["subject", "style"]
+    photos: list[Path]
+
+
+class Method(Protocol):
+    """A row of the table of methods."""
+
+    @property
+    def name(self) -> str:
+        """The name of its card in ``backend.schemas.methods``."""
+
+    def trainee(
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[ConceptExamples],
+        params: Any,
+        *,
+        seed: int,
+        prior_dir: Path,
+        previews: Sequence[str],
+        run: Run,
+    ) -> Trainee:
+        """Prepares everything a training needs (photos encoded, prior images made) and starts no optimiser.
+
+        ``params`` is of the card's ``params_type``. ``prior_dir`` is kept between trainings. ``previews`` are encoder texts.
+        Raises `InputInvalid`, `PromptTooLong`, and what `Run.step` raises.
+        """
+
+    def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
+        """The concept as an edit of text keys and values. Raises `WeightsInvalid` when the weights do not fit the model."""
+
+    def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
+        """{site: dense change of its weight, fp32}. Same errors as `edit`."""

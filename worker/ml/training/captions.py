@@ -1,0 +1,47 @@
+"""What photos and prior images are called (methods.md 4, "Data and prompts").
+
+Subject: "photo of a <token> dog", or "photo of a <token>" where the category itself is new. Style: "painting in the style of <token> art".
+A prefix of the augmentation comes first: "zoomed in photo of a <token> dog".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+STYLE_NOUN = "art"
+ARTICLE = re.compile(r"\b(an?|the|one|my|his|her|their)(\s+\w+)?\s*$", re.IGNORECASE)
+
+
+def photo_caption(token: str, class_noun: str, kind: Literal["subject", "style"], prefix: str = "") -> str:
+    """Caption of a photo, placeholder as ``<token>``."""
+    if kind == "style":
+        plain = f"painting in the style of <{token}> {class_noun or STYLE_NOUN}"
+    else:
+        plain = f"photo of a <{token}> {class_noun}".rstrip()
+    return f"{prefix} {plain}".lstrip()
+
+
+def class_prompts(class_noun: str, kind: Literal["subject", "style"], examples: Sequence[str]) -> list[str]:
+    """Texts of the generated prior images, used in turn; empty where there is no class to preserve.
+
+    The class alone, then the base model's example prompts with the class in the subject's place: like the paper's retrieved captions,
+    they hold the class in many surroundings. Never with a placeholder, never augmented.
+    """
+    if kind == "style":
+        noun = class_noun or STYLE_NOUN
+        return [f"painting in the style of {noun}", noun]
+    if not class_noun:
+        return []
+    return [f"photo of {with_article(class_noun)}", *(_filled(example, class_noun) for example in examples if "{}" in example)]
+
+
+def with_article(noun: str) -> str:
+    """"a dog", "an owl"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _filled(example: str, noun: str) -> str:
+    before, after = example.split("{}", 1)
+    return before + (noun if ARTICLE.search(before) else with_article(noun)) + after

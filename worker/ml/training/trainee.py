@@ -1,0 +1,66 @@
+"""Trainee: what a method hands to the training loop. Data and four functions; there is no base class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.conditioning import Prompt
+from worker.ml.run import PreviewImage, Run
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Trainable leaf tensors with one learning rate. AdamW decay pulls each tensor towards zero."""
+
+    tensors: Mapping[str, Tensor]
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One step's rows of the denoiser's batch.
+
+    latents [B, C, h, w]; masks [B, 1, h, w] in {0, 1}, the cells that count; ``prompts``: the distinct texts;
+    ``prompt_of_row`` [B] indexes them; ``prior`` [B]: the row belongs to the prior term.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    prompts: Sequence[Prompt]
+    prompt_of_row: Sequence[int]
+    prior: Sequence[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """One concept, or several that share their matrices, on its way through the loop.
+
+    ``unit`` names it to the `Run`. ``rows(step)`` is a pure function of the step. ``fingerprint`` says what its checkpoints
+    belong to: seed, parameters, photos, base. ``preview(run)`` draws with the tensors as they stand. ``result(steps)`` packs
+    them. ``installed()`` is open during training, for trainees whose tensors are the denoiser's own.
+    """
+
+    unit: str
+    seed: int
+    steps: int
+    groups: Sequence[Group]
+    rows: Callable[[int], Rows]
+    result: Callable[[int], ConceptWeights]
+    preview: Callable[[Run], list[PreviewImage]]
+    preview_every: int
+    fingerprint: str
+    prior_weight: float = 1.0
+    max_grad_norm: float = 1.0
+    min_snr_gamma: float | None = None
+    detach_first: bool = True
+    installed: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All trainable tensors by name."""
+        return {name: tensor for group in self.groups for name, tensor in group.tensors.items()}
