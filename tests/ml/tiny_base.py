@@ -1,4 +1,6 @@
-"""A base model of the real classes of Stable Diffusion 1.x with tiny shapes and random weights, as a diffusers folder."""
+"""A base model of the real classes of Stable Diffusion 1.x with tiny shapes and random weights, as a
+diffusers folder.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,39 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-WORDS = """photo of a dog cat teapot on the beach in snow close up zoomed very small far away painting style art red blue
-an owl watercolor night city forest grass room""".split()
+WORDS = [
+    "photo",
+    "of",
+    "a",
+    "dog",
+    "cat",
+    "teapot",
+    "on",
+    "the",
+    "beach",
+    "in",
+    "snow",
+    "close",
+    "up",
+    "zoomed",
+    "very",
+    "small",
+    "far",
+    "away",
+    "painting",
+    "style",
+    "art",
+    "red",
+    "blue",
+    "an",
+    "owl",
+    "watercolor",
+    "night",
+    "city",
+    "forest",
+    "grass",
+    "room",
+]
 CAPTIONS = [" ".join(WORDS), *(f"photo of a {noun} on the {place}" for noun in WORDS for place in WORDS)]
 POSITIONS = 24
 RESOLUTION = 32
@@ -19,7 +52,9 @@ CELL = 4
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """Byte-pair merges learned from a toy corpus, laid out like CLIP's vocabulary: bytes, word ends, merges, specials."""
+    """Byte-pair merges learned from a toy corpus, laid out like CLIP's vocabulary: bytes, word ends, merges,
+    specials.
+    """
     empty = CLIPTokenizer()
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = empty.backend_tokenizer.normalizer

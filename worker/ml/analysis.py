@@ -18,11 +18,12 @@ TINY_NORM = 1e-6
 
 
 def weight_change(model: DiffusionModel, weights: ConceptWeights) -> WeightsAnalysis:
-    """``||dW||_F / ||W||_F`` per changed site, largest first, with the spectrum of dW; means per group; change of each V*.
+    """``||dW||_F / ||W||_F`` per changed site, largest first, with the spectrum of dW; means per group;
+    change of each V*.
 
-    A group's mean runs over every Linear and Conv weight of the group, unchanged ones counting as 0; weights with a norm below 1e-6
-    are left out, their ratio means nothing. In float64. Departure from the paper: biases and gains of norms are not counted.
-    Raises `WeightsInvalid` when the weights do not fit the model.
+    A group's mean runs over every Linear and Conv weight of the group, unchanged ones counting as 0; weights
+    with a norm below 1e-6 are left out, their ratio means nothing. In float64. Departure from the paper:
+    biases and gains of norms are not counted. Raises `WeightsInvalid` when the weights do not fit the model.
     """
     deltas = method_of(weights).deltas(model, weights)
     listed: list[SiteChange] = []

@@ -1,8 +1,9 @@
 """The attention processor that consumes ready keys and values (design 1).
 
-`TextKV` travels as the denoiser's ``encoder_hidden_states``: diffusers hands that argument through to every cross-attention
-layer untouched, so there is no state on the model, calls may interleave, and the processor is set once when a base model is
-loaded. Given a tensor instead, it does what diffusers' own processor does: the model stays usable as a plain pipeline.
+`TextKV` travels as the denoiser's ``encoder_hidden_states``: diffusers hands that argument through to every
+cross-attention layer untouched, so there is no state on the model, calls may interleave, and the processor is
+set once when a base model is loaded. Given a tensor instead, it does what diffusers' own processor does: the
+model stays usable as a plain pipeline.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from worker.ml.errors import BaseUnusable
 
 
 class TextKVProcessor:
-    """Cross-attention of layer ``layer`` (its place in ``model.cross_attention()``) with keys and values given.
+    """Cross-attention of layer ``layer`` (its place in ``model.cross_attention()``) with keys and values
+    given.
 
-    ``softmax(Q K^T / sqrt(d_head)) V`` and the output projection; the same operations in the same order as diffusers'
-    ``AttnProcessor2_0``, less the two projections, so results are bit-equal where K and V are.
+    ``softmax(Q K^T / sqrt(d_head)) V`` and the output projection; the same operations in the same order as
+    diffusers' ``AttnProcessor2_0``, less the two projections, so results are bit-equal where K and V are.
     """
 
     def __init__(self, layer: int) -> None:
@@ -46,7 +48,11 @@ class TextKVProcessor:
         value = _split_heads(encoder_hidden_states.values[self.layer], heads)
         query = _split_heads(attn.to_q(hidden_states), heads)
         attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False)
-        merged = attended.transpose(1, 2).reshape(len(hidden_states), -1, heads * attended.shape[-1]).to(query.dtype)
+        merged = (
+            attended.transpose(1, 2)
+            .reshape(len(hidden_states), -1, heads * attended.shape[-1])
+            .to(query.dtype)
+        )
         projected: Tensor = attn.to_out[1](attn.to_out[0](merged))
         return projected
 
@@ -58,7 +64,9 @@ def _split_heads(projected: Tensor, heads: int) -> Tensor:
 
 
 def cross_attention_modules(denoiser: torch.nn.Module) -> list[tuple[str, Any]]:
-    """(name, module) of every cross-attention, in the order of ``named_modules``: down, up, middle (methods.md 0.5)."""
+    """(name, module) of every cross-attention, in the order of ``named_modules``: down, up, middle
+    (methods.md 0.5).
+    """
     return [
         (name, module)
         for name, module in denoiser.named_modules()
@@ -73,6 +81,12 @@ def install_processors(denoiser: torch.nn.Module) -> None:
     """
     for layer, (name, attn) in enumerate(cross_attention_modules(denoiser)):
         extras = (attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
-        if any(extra is not None for extra in extras) or attn.residual_connection or attn.rescale_output_factor != 1.0:
-            raise BaseUnusable(f"The attention {name} of this base model has normalisations that are not supported.")
+        if (
+            any(extra is not None for extra in extras)
+            or attn.residual_connection
+            or attn.rescale_output_factor != 1.0
+        ):
+            raise BaseUnusable(
+                f"The attention {name} of this base model has normalisations that are not supported."
+            )
         attn.set_processor(TextKVProcessor(layer))

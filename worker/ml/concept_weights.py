@@ -1,10 +1,12 @@
 """ConceptWeights: how a concept was learned, in one self-describing safetensors file.
 
-Header ``moongate``: the `WeightsManifest` as JSON; beside it ``modelspec.*`` and ``ss_*`` basics for other tools. Tensors:
+Header ``moongate``: the `WeightsManifest` as JSON; beside it ``modelspec.*`` and ``ss_*`` basics for other
+tools. Tensors:
 
 - ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding]: V* and the row it started from;
-- ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d], the difference from the
-  base's matrix. Differences, not absolute matrices: on another base they would be silently transplanted, and they would not compose.
+- ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
+  the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
+  silently transplanted, and they would not compose.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
 """
@@ -54,14 +56,17 @@ class ConceptWeights:
         return parts
 
     def to_bytes(self) -> bytes:
-        """The file's bytes; equal contents give equal bytes (safetensors alone leaves the header's order to chance)."""
+        """The file's bytes; equal contents give equal bytes (safetensors alone leaves the header's order to
+        chance).
+        """
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.tensors.items()})
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         header = {"__metadata__": _metadata(self.manifest), **{name: header[name] for name in sorted(header)}}
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
-        return len(encoded).to_bytes(8, "little") + encoded + content[8 + length :]
+        data: bytes = content[8 + length :]
+        return len(encoded).to_bytes(8, "little") + encoded + data
 
     def save(self, path: Path) -> None:
         """Writes the file. Making it durable and visible is the publisher's part."""
@@ -74,10 +79,14 @@ class ConceptWeights:
         try:
             manifest = WeightsManifest.model_validate_json(header["__metadata__"]["moongate"])
         except (KeyError, TypeError):
-            raise WeightsInvalid("The file has no moongate header: it is not a native weights file.") from None
+            raise WeightsInvalid(
+                "The file has no moongate header: it is not a native weights file."
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
-            raise WeightsInvalid(f"The header is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+            raise WeightsInvalid(
+                f"The header is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}."
+            ) from None
         try:
             tensors = safetensors.torch.load_file(path)
         except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -111,7 +120,9 @@ def read_header(path: Path) -> dict[str, Any]:
 def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
     """Names, dtypes, finiteness, and that every taught token has its rows. Raises `WeightsInvalid`."""
     expected = {
-        f"token.{taught.token}.{part}": taught.vectors for taught in manifest.tokens for part in ("learned", "start")
+        f"token.{taught.token}.{part}": taught.vectors
+        for taught in manifest.tokens
+        for part in ("learned", "start")
     }
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsInvalid(f"The tensor {missing[0]} is missing.")
@@ -119,7 +130,9 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
         if name not in expected and not SITE_KEY.match(name):
             raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")
         if name in expected and (tensor.ndim != 2 or tensor.shape[0] != expected[name]):
-            raise WeightsInvalid(f"The tensor {name} has shape {list(tensor.shape)}, not [{expected[name]}, d].")
+            raise WeightsInvalid(
+                f"The tensor {name} has shape {list(tensor.shape)}, not [{expected[name]}, d]."
+            )
         if tensor.dtype not in DTYPES:
             raise WeightsInvalid(f"The tensor {name} is of type {tensor.dtype}.")
         if not bool(torch.isfinite(tensor).all()):

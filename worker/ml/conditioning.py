@@ -1,10 +1,11 @@
 """A concept as a function from a prompt to text keys and values (design 1).
 
-``K_l = W_k,l c`` and ``V_l = W_v,l c`` of every cross-attention layer ``l`` depend on the prompt and the concept, not on the
-image or the time step. `text_kv` computes them, with any number of edits per prompt; `worker.ml.attention` consumes them.
+``K_l = W_k,l c`` and ``V_l = W_v,l c`` of every cross-attention layer ``l`` depend on the prompt and the
+concept, not on the image or the time step. `text_kv` computes them, with any number of edits per prompt;
+`worker.ml.attention` consumes them.
 
-Scale ``s`` of an edit moves V* from its start row to the learned one and multiplies the change of each matrix; at ``s = 0``
-nothing of the edit is touched, so the result is the base model's to the last bit.
+Scale ``s`` of an edit moves V* from its start row to the learned one and multiplies the change of each
+matrix; at ``s = 0`` nothing of the edit is touched, so the result is the base model's to the last bit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 
 class MatrixChange(Protocol):
-    """A change ``dW`` [o, d] of one key or value matrix: dense today; factored or gated ones have the same two faces."""
+    """A change ``dW`` [o, d] of one key or value matrix: dense today; factored or gated ones have the same
+    two faces.
+    """
 
     def apply(self, states: Tensor) -> Tensor:
         """``states dW^T``: [..., d] -> [..., o], differentiable."""
@@ -49,7 +52,9 @@ class DenseChange:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Rows of the embedding table for one placeholder: ``start`` and ``learned``, [vectors, d_embedding] each."""
+    """Rows of the embedding table for one placeholder: ``start`` and ``learned``, [vectors, d_embedding]
+    each.
+    """
 
     start: Tensor
     learned: Tensor
@@ -67,7 +72,8 @@ class TokenRows:
 class TextEdit:
     """What a text-side concept *is*: rows per placeholder, a change per site (by module name).
 
-    ``negative``: whether the sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion no).
+    ``negative``: whether the sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion
+    no).
     """
 
     tokens: Mapping[str, TokenRows]
@@ -86,7 +92,8 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class TextKV:
-    """Keys and values per cross-attention layer, [B, T, inner_l] each, in the order of ``model.cross_attention()``.
+    """Keys and values per cross-attention layer, [B, T, inner_l] each, in the order of
+    ``model.cross_attention()``.
 
     Padding is attended, as in Stable Diffusion: there is no mask.
     """
@@ -97,7 +104,9 @@ class TextKV:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the denoiser needs of the text, per row of a batch. Rows may belong to different concepts and owners."""
+    """What the denoiser needs of the text, per row of a batch. Rows may belong to different concepts and
+    owners.
+    """
 
     kv: TextKV
 
@@ -139,9 +148,10 @@ def text_kv(
 ) -> Conditioning:
     """Encodes ``prompts``, composes their edits and projects: one row each. The only place where edits meet.
 
-    Differentiable in the edits' rows and matrices. ``detach_first`` cuts the gradient through key and value of position 0, the
-    start token (methods.md 4); the values stay the same. ``cache`` keeps text states of texts without placeholders.
-    Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and `PromptTooLong`.
+    Differentiable in the edits' rows and matrices. ``detach_first`` cuts the gradient through key and value
+    of position 0, the start token (methods.md 4); the values stay the same. ``cache`` keeps text states of
+    texts without placeholders. Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and
+    `PromptTooLong`.
     """
     states = _text_states(model, prompts, cache)
     users = _users(prompts)
@@ -194,18 +204,30 @@ def _first_detached(projected: Tensor) -> Tensor:
 
 
 def _text_states(model: DiffusionModel, prompts: Sequence[Prompt], cache: StatesCache | None) -> Tensor:
-    """Text states [B, T, d], one row per prompt; texts without placeholders go through the encoder without gradient."""
+    """Text states [B, T, d], one row per prompt; texts without placeholders go through the encoder without
+    gradient.
+    """
     plain = [not placeholders(prompt.text) for prompt in prompts]
     known: StatesCache = {} if cache is None else cache
-    missing = list(dict.fromkeys(p.text for p, is_plain in zip(prompts, plain, strict=True) if is_plain and p.text not in known))
+    missing = list(
+        dict.fromkeys(
+            p.text for p, is_plain in zip(prompts, plain, strict=True) if is_plain and p.text not in known
+        )
+    )
     if missing:
         with torch.no_grad():
             ids = [model.token_ids(text, {}) for text in missing]
             known.update(zip(missing, model.encode_prompts(torch.tensor(ids), None).states, strict=True))
     if all(plain):
         return torch.stack([known[prompt.text] for prompt in prompts])
-    live = iter(_encode_with_placeholders(model, [p for p, is_plain in zip(prompts, plain, strict=True) if not is_plain]))
-    return torch.stack([known[p.text] if is_plain else next(live) for p, is_plain in zip(prompts, plain, strict=True)])
+    live = iter(
+        _encode_with_placeholders(
+            model, [p for p, is_plain in zip(prompts, plain, strict=True) if not is_plain]
+        )
+    )
+    return torch.stack(
+        [known[p.text] if is_plain else next(live) for p, is_plain in zip(prompts, plain, strict=True)]
+    )
 
 
 def _encode_with_placeholders(model: DiffusionModel, prompts: Sequence[Prompt]) -> Tensor:
@@ -224,4 +246,6 @@ def _encode_with_placeholders(model: DiffusionModel, prompts: Sequence[Prompt]) 
                 next_id = own[name].stop
                 rows.append(teachers[0])
         ids.append(model.token_ids(prompt.text, own))
-    return model.encode_prompts(torch.tensor(ids), torch.cat([row.to(model.device, model.dtype) for row in rows])).states
+    return model.encode_prompts(
+        torch.tensor(ids), torch.cat([row.to(model.device, model.dtype) for row in rows])
+    ).states

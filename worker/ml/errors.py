@@ -29,7 +29,9 @@ class PromptTooLong(MLError):
     def __init__(self, text: str, tokens: int, limit: int) -> None:
         self.text, self.tokens, self.limit = text, tokens, limit
         shown = text if len(text) <= 80 else text[:77] + "..."
-        super().__init__(f'"{shown}" has {tokens} tokens, {tokens - limit} more than this base model takes ({limit}).')
+        super().__init__(
+            f'"{shown}" has {tokens} tokens, {tokens - limit} more than this base model takes ({limit}).'
+        )
 
 
 class TrainingDiverged(MLError):

@@ -1,8 +1,9 @@
 """Placeholder tokens in a text, without touching tokenizer or embedding table (methods.md 0.6, 16.2, 16.3).
 
-A placeholder stands in the text as ``<name>``. The text is cut there; the pieces between are encoded by the base model's
-own tokenizer; each placeholder becomes one or more *virtual ids* at and above the vocabulary's size. Their rows are given
-with the call that encodes, so concepts of several owners with one name live side by side in one batch.
+A placeholder stands in the text as ``<name>``. The text is cut there; the pieces between are encoded by the
+base model's own tokenizer; each placeholder becomes one or more *virtual ids* at and above the vocabulary's
+size. Their rows are given with the call that encodes, so concepts of several owners with one name live side
+by side in one batch.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def placeholders(text: str) -> list[str]:
 def token_ids(tokenizer: Any, text: str, first_ids: Mapping[str, range], limit: int) -> list[int]:
     """``text`` as ``limit`` ids: start, pieces and virtual ids, end, padding.
 
-    ``first_ids`` maps a placeholder's name to its virtual ids. Without placeholders the result is the tokenizer's own.
-    Raises `InputInvalid` for a placeholder that nothing teaches, `PromptTooLong` instead of cutting.
+    ``first_ids`` maps a placeholder's name to its virtual ids. Without placeholders the result is the
+    tokenizer's own. Raises `InputInvalid` for a placeholder that nothing teaches, `PromptTooLong` instead of
+    cutting.
     """
     ids: list[int] = []
     pieces = PLACEHOLDER.split(text)  # text, name, text, name, ..., text

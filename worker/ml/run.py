@@ -1,7 +1,7 @@
 """Run: what a long computation tells its caller, and how the caller stops it.
 
-The computation calls ``step`` at every step boundary (an optimiser step, a solver step, an encoded photo). That is
-where a request takes effect, so every request is honoured within one step:
+The computation calls ``step`` at every step boundary (an optimiser step, a solver step, an encoded photo).
+That is where a request takes effect, so every request is honoured within one step:
 
 ========  ====================  =============================================================================
 request   ``step`` raises       who catches it
@@ -65,7 +65,9 @@ class PreviewImage:
 
 
 class Run(Protocol):
-    """The caller's side. ``unit`` names what the message is about: "prior", "photos", "train", "preview", "images"."""
+    """The caller's side. ``unit`` names what the message is about: "prior", "photos", "train", "preview",
+    "images".
+    """
 
     @property
     def checkpoint_s(self) -> float:
@@ -91,8 +93,8 @@ class Run(Protocol):
 class InProcessRun:
     """A Run within this process: for benchmarks and tests, and a model for the executor's.
 
-    ``directory`` None: nothing is durable. ``on_step`` sees every step before a request takes effect, and may set
-    ``request``.
+    ``directory`` None: nothing is durable. ``on_step`` sees every step before a request takes effect, and may
+    set ``request``.
     """
 
     directory: Path | None = None

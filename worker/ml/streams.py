@@ -1,7 +1,8 @@
 """Counter-seeded randomness: every draw is a pure function of (seed, stream name, step).
 
-There is no generator state to save or restore: a run that was interrupted and resumed draws what an undisturbed run
-draws (reliability 2.5). All generators live on the CPU, so a recipe draws the same numbers on any device.
+There is no generator state to save or restore: a run that was interrupted and resumed draws what an
+undisturbed run draws (reliability 2.5). All generators live on the CPU, so a recipe draws the same numbers on
+any device.
 """
 
 from __future__ import annotations

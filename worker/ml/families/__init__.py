@@ -24,8 +24,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def describe_base(folder: Path) -> BaseDescription:
-    """What a worker registers of a folder; builds no model and loads no weights. Raises `BaseUnusable` with a sentence."""
-    return _folder.describe(folder, FAMILIES.keys(), {family.name: family.methods for family in FAMILIES.values()})
+    """What a worker registers of a folder; builds no model and loads no weights. Raises `BaseUnusable` with a
+    sentence.
+    """
+    return _folder.describe(
+        folder, FAMILIES.keys(), {family.name: family.methods for family in FAMILIES.values()}
+    )
 
 
 def load_base(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:

@@ -55,7 +55,9 @@ class TextStates:
 
 
 class DiffusionModel(Protocol):
-    """A loaded base model; what its network predicts is hidden inside. Its weights are never changed from outside."""
+    """A loaded base model; what its network predicts is hidden inside. Its weights are never changed from
+    outside.
+    """
 
     @property
     def description(self) -> BaseDescription: ...
@@ -89,7 +91,9 @@ class DiffusionModel(Protocol):
         """The network itself, for weight-side methods and for counting its parameters."""
 
     def encode_images(self, pixels: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], shifted and scaled. With ``rng``: a draw from the posterior."""
+        """[B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], shifted and scaled. With ``rng``: a draw from the
+        posterior.
+        """
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, 3, H, W] in [-1, 1]."""
@@ -98,7 +102,9 @@ class DiffusionModel(Protocol):
         """Ids of ``text``, padded to the encoder's length; see `worker.ml.placeholders`."""
 
     def encode_prompts(self, ids: Tensor, rows: Tensor | None) -> TextStates:
-        """ids [B, T]; virtual id ``vocabulary_size + i`` reads ``rows[i]`` [R, d_embedding]. Differentiable in the rows."""
+        """ids [B, T]; virtual id ``vocabulary_size + i`` reads ``rows[i]`` [R, d_embedding]. Differentiable
+        in the rows.
+        """
 
     def initial_rows(self, count: int) -> Tensor:
         """[count, d_embedding]: rows of rare tokens from which placeholders start, each another one."""

@@ -1,9 +1,11 @@
-"""Reading a base model's folder without building a model: what it is, whether it is safe, which bytes it consists of.
+"""Reading a base model's folder without building a model: what it is, whether it is safe, which bytes it
+consists of.
 
-A base model is a diffusers folder: ``model_index.json``, ``tokenizer/``, ``text_encoder/``, ``unet/``, ``vae/``,
-``scheduler/``, weights as safetensors (single files or shards with an index). ``moongate.json`` beside the index is optional and
-may say: ``id``, ``family``, ``title``, ``resolution``, ``size_multiple``, ``max_size``, ``defaults``, ``example_prompts``,
-``class_nouns``, ``placeholder_initialiser``. Nothing in the folder is ever executed or unpickled.
+A base model is a diffusers folder: ``model_index.json``, ``tokenizer/``, ``text_encoder/``, ``unet/``,
+``vae/``, ``scheduler/``, weights as safetensors (single files or shards with an index). ``moongate.json``
+beside the index is optional and may say: ``id``, ``family``, ``title``, ``resolution``, ``size_multiple``,
+``max_size``, ``defaults``, ``example_prompts``, ``class_nouns``, ``placeholder_initialiser``. Nothing in the
+folder is ever executed or unpickled.
 """
 
 from __future__ import annotations
@@ -86,24 +88,34 @@ def weight_files(folder: Path, component: str) -> list[Path]:
             raise BaseUnusable(f"The shard index of {component} lists no weights.")
         names = sorted({str(name) for name in listed.values()})
         if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-            raise BaseUnusable(f"The shard index of {component} names files that are not safetensors beside it.")
+            raise BaseUnusable(
+                f"The shard index of {component} names files that are not safetensors beside it."
+            )
         files = [folder / component / name for name in names]
     else:
         files = [single]
     for file in files:
         if not file.is_file():
             pickled = any((folder / component).glob("*.bin")) or any((folder / component).glob("*.ckpt"))
-            hint = " It has pickled weights only, which can run code: convert them to safetensors." if pickled else ""
+            hint = (
+                " It has pickled weights only, which can run code: convert them to safetensors."
+                if pickled
+                else ""
+            )
             raise BaseUnusable(f"The base model lacks {component}/{file.name}.{hint}")
     return files
 
 
 def weights_hash(folder: Path) -> str:
-    """sha256 over relative names and bytes of all weight files of text encoder, denoiser and autoencoder, hexadecimal."""
+    """sha256 over relative names and bytes of all weight files of text encoder, denoiser and autoencoder,
+    hexadecimal.
+    """
     digest = hashlib.sha256()
     files = [file for component in WEIGHTS for file in weight_files(folder, component)]
     for file in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
+        digest.update(
+            file.relative_to(folder).as_posix().encode() + b"\0" + str(file.stat().st_size).encode() + b"\0"
+        )
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -111,18 +123,27 @@ def weights_hash(folder: Path) -> str:
 
 
 def check_classes(folder: Path) -> None:
-    """Raises `BaseUnusable` unless every component is of a class this code knows, and none brings code of its own."""
+    """Raises `BaseUnusable` unless every component is of a class this code knows, and none brings code of its
+    own.
+    """
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise BaseUnusable(f"A pipeline of class {index.get('_class_name')} is not supported.")
-    configs = [folder / component / name for component in COMPONENTS for name in ("config.json", "tokenizer_config.json")]
+    configs = [
+        folder / component / name
+        for component in COMPONENTS
+        for name in ("config.json", "tokenizer_config.json")
+    ]
     if any("auto_map" in read_json(path) for path in configs if path.exists()):
         raise BaseUnusable("The base model brings code of its own (auto_map), which is never run.")
     for component, expected in COMPONENTS.items():
         found = index.get(component)
         if found not in (list(expected), [expected[0], expected[1] + "Fast"]):
             raise BaseUnusable(f"The {component} of the base model is {found}, not {expected[1]}.")
-    configured = {"unet": read_json(folder / "unet/config.json"), "vae": read_json(folder / "vae/config.json")}
+    configured = {
+        "unet": read_json(folder / "unet/config.json"),
+        "vae": read_json(folder / "vae/config.json"),
+    }
     for component, config in configured.items():
         if config.get("_class_name") != COMPONENTS[component][1]:
             raise BaseUnusable(f"The {component} of the base model is of class {config.get('_class_name')}.")

@@ -1,7 +1,8 @@
-"""Base models of the classes of Stable Diffusion 1.x: toyworld, SD 1.4, SD 1.5 and everything tuned from them.
+"""Base models of the classes of Stable Diffusion 1.x: toyworld, SD 1.4, SD 1.5 and everything tuned from
+them.
 
-``CLIPTokenizer``, ``CLIPTextModel`` (last hidden state after the final norm), ``AutoencoderKL``, ``UNet2DConditionModel``; noise or
-v prediction on the base's own schedule (methods.md 0.1-0.3).
+``CLIPTokenizer``, ``CLIPTextModel`` (last hidden state after the final norm), ``AutoencoderKL``,
+``UNet2DConditionModel``; noise or v prediction on the base's own schedule (methods.md 0.1-0.3).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from worker.ml.conditioning import Conditioning
 from worker.ml.errors import BaseUnusable
 from worker.ml.families.base import CrossAttention, Group, PredictionType, Site, TextStates
 from worker.ml.families.folder import load_tokenizer, read_json, read_moongate, weight_files
-from worker.ml.placeholders import token_ids
 from worker.ml.families.rare_tokens import initial_rows
+from worker.ml.placeholders import token_ids
 
 
 class StableDiffusion:
@@ -33,6 +34,7 @@ class StableDiffusion:
     def __init__(
         self,
         description: BaseDescription,
+        *,
         tokenizer: Any,
         text_encoder: Any,
         autoencoder: Any,
@@ -54,7 +56,6 @@ class StableDiffusion:
         self.cell: int = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         self.latent_channels: int = denoiser.config.in_channels
         self.vocabulary_size: int = text_encoder.get_input_embeddings().weight.shape[0]
-        # in float64 down to the cumulative product's square roots, then fp32: [T] each
         alphas_cumprod = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
         self.alphas_cumprod: Tensor = alphas_cumprod.to(denoiser.device)
 
@@ -79,7 +80,8 @@ class StableDiffusion:
             noise = torch.randn(latents.shape, generator=rng)
             latents = latents + posterior.std * noise.to(self.device, self.dtype)
         config = self.autoencoder.config
-        return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+        scaled: Tensor = (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -94,14 +96,17 @@ class StableDiffusion:
         return token_ids(self.tokenizer, text, virtual, self.description.prompt_limit_tokens)
 
     def encode_prompts(self, ids: Tensor, rows: Tensor | None) -> TextStates:
-        """Virtual ids are read as id 0 and their embeddings replaced on the way, so nothing of the encoder changes.
+        """Virtual ids are read as id 0 and their embeddings replaced on the way, so nothing of the encoder
+        changes.
 
-        Id 0 is never the end of text, so the pooled state is taken at the end-of-text token also by encoders that look for
-        the highest id (methods.md 16.3).
+        Id 0 is never the end of text, so the pooled state is taken at the end-of-text token also by encoders
+        that look for the highest id (methods.md 16.3).
         """
         ids = ids.to(self.device)
         virtual = ids >= self.vocabulary_size
-        with _rows_replaced(self.text_encoder.get_input_embeddings(), virtual, ids - self.vocabulary_size, rows):
+        with _rows_replaced(
+            self.text_encoder.get_input_embeddings(), virtual, ids - self.vocabulary_size, rows
+        ):
             out = self.text_encoder(torch.where(virtual, 0, ids))
         return TextStates(out.last_hidden_state, out.pooler_output)
 
@@ -113,7 +118,9 @@ class StableDiffusion:
     # ---- denoising
 
     def noised(self, latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """``x_t = a_t z + s_t e``; target ``e``, or ``a_t e - s_t z`` for v prediction; t uniform (methods.md 0, 0.1)."""
+        """``x_t = a_t z + s_t e``; target ``e``, or ``a_t e - s_t z`` for v prediction; t uniform (methods.md
+        0, 0.1).
+        """
         noise = torch.randn(latents.shape, generator=rng).to(latents)
         t = torch.randint(0, len(self.alphas_cumprod), (len(latents),), generator=rng).to(latents.device)
         signal = self.alphas_cumprod[t].sqrt()[:, None, None, None].to(latents)
@@ -149,7 +156,9 @@ class StableDiffusion:
 
     def sites(self) -> list[Site]:
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
-        named = ((name, module) for name, module in self.denoiser.named_modules() if isinstance(module, kinds))
+        named = (
+            (name, module) for name, module in self.denoiser.named_modules() if isinstance(module, kinds)
+        )
         return [Site(name, _group(name), module) for name, module in named]
 
 
@@ -160,7 +169,9 @@ def _group(name: str) -> Group:
 
 
 @contextmanager
-def _rows_replaced(table: torch.nn.Module, virtual: Tensor, places: Tensor, rows: Tensor | None) -> Iterator[None]:
+def _rows_replaced(
+    table: torch.nn.Module, virtual: Tensor, places: Tensor, rows: Tensor | None
+) -> Iterator[None]:
     """While open, embeddings at ``virtual`` [B, T] are ``rows[places]``; differentiable in ``rows``."""
     if rows is None:
         yield
@@ -192,20 +203,24 @@ def load(folder: Path, description: BaseDescription, device: str, dtype: torch.d
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            raise BaseUnusable(f"The {component} of the base model cannot be loaded: {_first_line(error)}") from error
+            raise BaseUnusable(
+                f"The {component} of the base model cannot be loaded: {_first_line(error)}"
+            ) from error
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if report.get(problem):
                 names = ", ".join(sorted(map(str, report[problem]))[:3])
-                raise BaseUnusable(f"The {component} of the base model has {problem.replace('_', ' ')}: {names}.")
+                raise BaseUnusable(
+                    f"The {component} of the base model has {problem.replace('_', ' ')}: {names}."
+                )
         loaded[component] = loaded[component].to(device)
     return StableDiffusion(
         description,
-        load_tokenizer(folder),
-        loaded["text_encoder"],
-        loaded["vae"],
-        loaded["unet"],
-        read_json(folder / "scheduler/scheduler_config.json"),
-        read_moongate(folder).placeholder_initialiser,
+        tokenizer=load_tokenizer(folder),
+        text_encoder=loaded["text_encoder"],
+        autoencoder=loaded["vae"],
+        denoiser=loaded["unet"],
+        scheduler_config=read_json(folder / "scheduler/scheduler_config.json"),
+        placeholder_initialiser=read_moongate(folder).placeholder_initialiser,
     )
 
 

@@ -18,7 +18,9 @@ from worker.ml.training.trainee import Trainee
 
 @dataclass(frozen=True)
 class ConceptExamples:
-    """A concept and its photos: local files, upright. ``token`` without brackets; ``class_noun`` may be empty."""
+    """A concept and its photos: local files, upright. ``token`` without brackets; ``class_noun`` may be
+    empty.
+    """
 
     token: str
     class_noun: str
@@ -46,12 +48,14 @@ class Method(Protocol):
     ) -> Trainee:
         """Prepares everything a training needs (photos encoded, prior images made) and starts no optimiser.
 
-        ``params`` is of the card's ``params_type``. ``prior_dir`` is kept between trainings. ``previews`` are encoder texts.
-        Raises `InputInvalid`, `PromptTooLong`, and what `Run.step` raises.
+        ``params`` is of the card's ``params_type``. ``prior_dir`` is kept between trainings. ``previews`` are
+        encoder texts. Raises `InputInvalid`, `PromptTooLong`, and what `Run.step` raises.
         """
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
-        """The concept as an edit of text keys and values. Raises `WeightsInvalid` when the weights do not fit the model."""
+        """The concept as an edit of text keys and values. Raises `WeightsInvalid` when the weights do not fit
+        the model.
+        """
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
         """{site: dense change of its weight, fp32}. Same errors as `edit`."""

@@ -1,12 +1,14 @@
 """Custom Diffusion (Kumari et al., CVPR 2023, arXiv 2212.04488; methods.md 4): keys, values and one word.
 
-Trained are the change D of every cross-attention key and value matrix, ``W' = W + D`` with D = 0 at the start, and the row V* of
-each placeholder, starting from a rare token's. The objective is the masked noise (or v) regression on the photos plus lambda times the same on
-generated images of the class, half of the rows each; key and value of the start token enter detached.
+Trained are the change D of every cross-attention key and value matrix, ``W' = W + D`` with D = 0 at the
+start, and the row V* of each placeholder, starting from a rare token's. The objective is the masked noise (or
+v) regression on the photos plus lambda times the same on generated images of the class, half of the rows
+each; key and value of the start token enter detached.
 
-Departures: AdamW decays D, that is towards the base model, and not W' towards zero; V* is not decayed (the reference decays the whole
-embedding table); views of the photos come from a bank (``training/dataset.py``). Several concepts train jointly (methods.md 5): one set
-of matrices, a V* each, rows dealt to the concepts in turn.
+Departures: AdamW decays D, that is towards the base model, and not W' towards zero; V* is not decayed (the
+reference decays the whole embedding table); views of the photos come from a bank (``training/dataset.py``).
+Several concepts train jointly (methods.md 5): one set of matrices, a V* each, rows dealt to the concepts in
+turn.
 """
 
 from __future__ import annotations
@@ -103,7 +105,9 @@ class CustomDiffusion:
         }
         width = model.initial_rows(1).shape[1]
         if any(rows.start.shape[1] != width or rows.learned.shape[1] != width for rows in tokens.values()):
-            raise WeightsInvalid(f"The placeholder's vectors do not have the {width} numbers of this base model.")
+            raise WeightsInvalid(
+                f"The placeholder's vectors do not have the {width} numbers of this base model."
+            )
         moved = {name: DenseChange(delta.to(model.device, model.dtype)) for name, delta in deltas.items()}
         return TextEdit(tokens, moved, negative=True)
 
@@ -114,24 +118,37 @@ class CustomDiffusion:
                 f"These weights were trained on {made_for.base}, not on {model.description.id}: "
                 "they are differences from that base model and mean nothing elsewhere."
             )
-        expected = {site.name: site.weight.shape for layer in model.cross_attention() for site in (layer.key, layer.value)}
+        expected = {
+            site.name: site.weight.shape
+            for layer in model.cross_attention()
+            for site in (layer.key, layer.value)
+        }
         found = weights.site_parts()
         if found.keys() != expected.keys() or any(parts.keys() != {"delta"} for parts in found.values()):
-            raise WeightsInvalid("The weights do not name the key and value matrices of this base model, each once.")
+            raise WeightsInvalid(
+                "The weights do not name the key and value matrices of this base model, each once."
+            )
         for name, shape in expected.items():
             if found[name]["delta"].shape != shape:
-                raise WeightsInvalid(f"The change of {name} has shape {list(found[name]['delta'].shape)}, not {list(shape)}.")
+                raise WeightsInvalid(
+                    f"The change of {name} has shape {list(found[name]['delta'].shape)}, not {list(shape)}."
+                )
         return {name: parts["delta"].float() for name, parts in found.items()}
 
 
 def untrained_edit(model: DiffusionModel, concepts: Sequence[ConceptExamples]) -> TextEdit:
-    """D = 0 for every key and value matrix, V* = a rare token's row, another one for each concept; fp32 on the device."""
+    """D = 0 for every key and value matrix, V* = a rare token's row, another one for each concept; fp32 on
+    the device.
+    """
     if len({concept.token for concept in concepts}) < len(concepts):
         raise InputInvalid("Two of the concepts have the same token.")
-    starts = model.initial_rows(len(concepts)).float().split(1)
+    starts = list(model.initial_rows(len(concepts)).float()[:, None])
     sites = [site for layer in model.cross_attention() for site in (layer.key, layer.value)]
     return TextEdit(
-        {concept.token: TokenRows(row.clone(), row.clone()) for concept, row in zip(concepts, starts, strict=True)},
+        {
+            concept.token: TokenRows(row.clone(), row.clone())
+            for concept, row in zip(concepts, starts, strict=True)
+        },
         {site.name: DenseChange(torch.zeros_like(site.weight, dtype=torch.float32)) for site in sites},
         negative=True,
     )
@@ -144,7 +161,9 @@ def check_texts(
     previews: Sequence[str],
     edit: TextEdit,
 ) -> None:
-    """Every text that will be encoded fits: found out before the first step. Raises `PromptTooLong`, `InputInvalid`."""
+    """Every text that will be encoded fits: found out before the first step. Raises `PromptTooLong`,
+    `InputInvalid`.
+    """
     virtual = {name: range(model.vocabulary_size, model.vocabulary_size + 1) for name in edit.tokens}
     prefixes = ("", *ZOOMED, *SMALL) if params.augment else ("",)
     captions = [photo_caption(c.token, c.class_noun, c.kind, prefix) for c in concepts for prefix in prefixes]
@@ -168,7 +187,18 @@ def prepare(
             raise InputInvalid(f"The concept {concept.token} has no photos.")
         prompts = class_prompts(concept.class_noun, concept.kind, model.description.example_prompts)
         wanted = prompts and params.prior_images > 0 and params.prior_weight > 0
-        prior = ensure_prior(model, prompts, params.prior_images, params.prior_steps, prior_dir, run) if wanted else None
+        prior = (
+            ensure_prior(
+                model,
+                prompts,
+                count=params.prior_images,
+                steps=params.prior_steps,
+                cache_dir=prior_dir,
+                run=run,
+            )
+            if wanted
+            else None
+        )
         bank = build_bank(
             model,
             concept.photos,
@@ -195,7 +225,9 @@ def deal_rows(
         entry = lesson.bank.deal(seed, f"deck/{concept.token}", turn, 1)[0]
         latents.append(lesson.bank.latents[entry])
         masks.append(lesson.bank.masks[entry])
-        captions.append(photo_caption(concept.token, concept.class_noun, concept.kind, lesson.bank.prefixes[entry]))
+        captions.append(
+            photo_caption(concept.token, concept.class_noun, concept.kind, lesson.bank.prefixes[entry])
+        )
         prior.append(False)
         if lesson.prior is not None:
             deck = Bank(lesson.prior.latents, lesson.prior.latents, lesson.prior.captions)
@@ -215,7 +247,11 @@ def deal_rows(
 
 
 def manifest(
-    model: DiffusionModel, concepts: Sequence[ConceptExamples], params: CustomDiffusionParams, seed: int, steps: int
+    model: DiffusionModel,
+    concepts: Sequence[ConceptExamples],
+    params: CustomDiffusionParams,
+    seed: int,
+    steps: int,
 ) -> WeightsManifest:
     description = model.description
     return WeightsManifest(
@@ -247,7 +283,12 @@ def fingerprint(
         "params": params.model_dump(mode="json"),
         "seed": seed,
         "concepts": [
-            [c.token, c.class_noun, c.kind, [hashlib.sha256(photo.read_bytes()).hexdigest() for photo in c.photos]]
+            [
+                c.token,
+                c.class_noun,
+                c.kind,
+                [hashlib.sha256(photo.read_bytes()).hexdigest() for photo in c.photos],
+            ]
             for c in concepts
         ],
     }

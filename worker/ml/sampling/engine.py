@@ -36,10 +36,11 @@ class GenerationUnit:
 def generate(
     model: DiffusionModel, units: Sequence[GenerationUnit], run: Run, *, batch_size: int | None = None
 ) -> Iterator[tuple[GenerationUnit, NDArray[np.uint8]]]:
-    """Yields (unit, uint8 [H, W, 3]) as batches finish. Units that agree in size, scheduler and steps share batches.
+    """Yields (unit, uint8 [H, W, 3]) as batches finish. Units that agree in size, scheduler and steps share
+    batches.
 
-    ``run.step("images", ...)`` every solver step. Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`, `MethodUnsupported`
-    before the first step, and what `Run.step` raises.
+    ``run.step("images", ...)`` every solver step. Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`,
+    `MethodUnsupported` before the first step, and what `Run.step` raises.
     """
     edits: dict[int, TextEdit] = {}
     pictures = [_picture(model, unit, edits) for unit in units]

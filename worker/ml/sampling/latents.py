@@ -1,7 +1,9 @@
-"""From prompts to latents: classifier-free guidance on a batch whose rows need have nothing in common but their size.
+"""From prompts to latents: classifier-free guidance on a batch whose rows need have nothing in common but
+their size.
 
-Each picture has a CPU generator of its own and keys and values computed from its own texts alone, so it depends on its own recipe:
-within 2/255 in fp32 whatever its neighbours (what remains is the rounding of matrix products of another height).
+Each picture has a CPU generator of its own and keys and values computed from its own texts alone, so it
+depends on its own recipe: within 2/255 in fp32 whatever its neighbours (what remains is the rounding of
+matrix products of another height).
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from worker.ml.conditioning import Conditioning, Prompt, StatesCache, text_kv
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
-from worker.ml.sampling.schedulers import build_scheduler
+from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler
 
 CELLS_PER_BATCH = {"cpu": 4 * 256, "cuda": 16 * 4096}
-"""Latent cells denoised at once where the caller does not say: 4 pictures of 64 px on a CPU, 16 of 512 px on a GPU."""
+"""Latent cells denoised at once where the caller does not say: 4 pictures of 64 px on a CPU, 16 of 512 px on
+a GPU.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Picture:
 
 @dataclass
 class ConditioningCache:
-    """Keys and values by prompt: computed once however many pictures share it. Lives as long as its caller wants."""
+    """Keys and values by prompt: computed once however many pictures share it. Lives as long as its caller
+    wants.
+    """
 
     states: StatesCache = field(default_factory=dict)
     ready: dict[Prompt, Conditioning] = field(default_factory=dict)
@@ -70,10 +76,11 @@ def sample_latents(
     batch_size: int | None = None,
     cache: ConditioningCache | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yields (place in ``pictures``, latents [C, h, w] fp32) as batches finish, in the order of the first of each kind.
+    """Yields (place in ``pictures``, latents [C, h, w] fp32) as batches finish, in the order of the first of
+    each kind.
 
-    ``run.step`` is called after every solver step, counting picture-steps. Raises what `Run.step` raises, `InputInvalid`,
-    `PromptTooLong`.
+    ``run.step`` is called after every solver step, counting picture-steps. Raises what `Run.step` raises,
+    `InputInvalid`, `PromptTooLong`.
     """
     for picture in pictures:
         _check(model, picture)
@@ -87,10 +94,12 @@ def sample_latents(
         size = batch_size or default_batch_size(model, pictures[places[0]])
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
+            finished = torch.empty(0)
             for latents in _solve(model, [pictures[place] for place in chosen], cache):
                 done += len(chosen)
                 run.step(unit, done, total)
-            yield from zip(chosen, latents, strict=True)
+                finished = latents
+            yield from zip(chosen, finished, strict=True)
 
 
 def default_batch_size(model: DiffusionModel, picture: Picture) -> int:
@@ -113,6 +122,8 @@ def _check(model: DiffusionModel, picture: Picture) -> None:
                 f"{picture.width} x {picture.height} does not work with {description.title}: sides are multiples of "
                 f"{description.size_multiple} up to {description.max_size} pixels."
             )
+    if picture.scheduler not in SCHEDULERS:
+        raise InputInvalid(f"There is no scheduler {picture.scheduler}.")
     if picture.num_inference_steps < 1:
         raise InputInvalid("A picture needs at least one step.")
 
@@ -120,8 +131,8 @@ def _check(model: DiffusionModel, picture: Picture) -> None:
 def _solve(model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningCache) -> Iterator[Tensor]:
     """Yields the latents [B, C, h, w] after each solver step; the last are the result.
 
-    Guidance: ``n + w (p - n)`` with p and n the predictions for prompt and negative prompt (Ho & Salimans 2022, eq. 6 in the
-    parametrisation where w = 1 is no guidance).
+    Guidance: ``n + w (p - n)`` with p and n the predictions for prompt and negative prompt (Ho & Salimans
+    2022, eq. 6 in the parametrisation where w = 1 is no guidance).
     """
     # Gradient mode is set per step and not around the yields: a generator must not leak it into its caller.
     with torch.no_grad():
@@ -130,7 +141,9 @@ def _solve(model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningC
         if batch[0].guided:
             prompts = [picture.negative for picture in batch] + prompts
         conditioning = cache.rows(model, prompts)
-        scale = torch.tensor([picture.guidance_scale for picture in batch], device=model.device)[:, None, None, None]
+        scale = torch.tensor([picture.guidance_scale for picture in batch], device=model.device)[
+            :, None, None, None
+        ]
         noise = torch.stack([first_noise(model, picture) for picture in batch]).to(model.device)
         latents = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:

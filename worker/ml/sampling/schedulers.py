@@ -12,23 +12,24 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from worker.ml.errors import InputInvalid
-
 SCHEDULERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "ddim": lambda config: DDIMScheduler.from_config(config),
+    "ddim": DDIMScheduler.from_config,
     "dpmsolver++": lambda config: DPMSolverMultistepScheduler.from_config(
         config, algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", lower_order_final=True
     ),
-    "euler": lambda config: EulerDiscreteScheduler.from_config(config),
-    "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
+    "euler": EulerDiscreteScheduler.from_config,
+    "unipc": UniPCMultistepScheduler.from_config,
 }
-"""Same names as ``backend.schemas.generations.SCHEDULERS``. All deterministic given the first noise (DDIM with eta 0)."""
+"""Same names as ``backend.schemas.generations.SCHEDULERS``. All deterministic given the first noise (DDIM
+with eta 0).
+"""
 
 
 def build_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> Any:
-    """A fresh scheduler with its time steps set. ``prediction_type`` and betas come from ``config``."""
-    if name not in SCHEDULERS:
-        raise InputInvalid(f"There is no scheduler {name}.")
+    """A fresh scheduler with its time steps set. ``prediction_type`` and betas come from ``config``.
+
+    Raises `KeyError` for a name outside the table.
+    """
     scheduler = SCHEDULERS[name](dict(config))
     scheduler.set_timesteps(num_inference_steps)
     return scheduler

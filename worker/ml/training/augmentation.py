@@ -1,9 +1,10 @@
 """Resizing a photo at random and saying so in the caption (methods.md 4, "Augmentation").
 
-With S the training size: with probability 1/3 a size r in [1.2 S, 1.4 S) of which a random S-crop is taken, "zoomed in" or "close up";
-with 2/3 r in [S/3, S]: below 0.6 S the photo is pasted at a random place of a mid-grey canvas, "a far away" or "very small",
-and only the pasted box less one latent cell a side counts; from 0.6 S on it is used as it is. The paper says 0.4 to 1.4 S; the
-reference code's floor is S/3, and its results are the published ones (methods.md 18).
+With S the training size: with probability 1/3 a size r in [1.2 S, 1.4 S) of which a random S-crop is taken,
+"zoomed in" or "close up"; with 2/3 r in [S/3, S]: below 0.6 S the photo is pasted at a random place of a
+mid-grey canvas, "a far away" or "very small", and only the pasted box less one latent cell a side counts;
+from 0.6 S on it is used as it is. The paper says 0.4 to 1.4 S; the reference code's floor is S/3, and its
+results are the published ones (methods.md 18).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ SMALL = ("a far away", "very small")
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """pixels [3, S, S] in [-1, 1]; mask [1, S / cell, S / cell] in {0, 1}; prefix: words before the caption, or empty."""
+    """pixels [3, S, S] in [-1, 1]; mask [1, S / cell, S / cell] in {0, 1}; prefix: words before the caption,
+    or empty.
+    """
 
     pixels: Tensor
     mask: Tensor
@@ -33,7 +36,9 @@ class View:
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided. ``size_px`` of the resized photo; ``left_px``, ``top_px``: of the crop in it, or of it on the canvas."""
+    """What chance decided. ``size_px`` of the resized photo; ``left_px``, ``top_px``: of the crop in it, or
+    of it on the canvas.
+    """
 
     size_px: int
     left_px: int
@@ -82,7 +87,9 @@ def render(photo: Image.Image, draw: Draw, size_px: int, cell: int) -> View:
         pixels = pixels[:, draw.top_px : draw.top_px + size_px, draw.left_px : draw.left_px + size_px]
     elif draw.size_px < size_px:
         canvas = torch.zeros(3, size_px, size_px)
-        canvas[:, draw.top_px : draw.top_px + draw.size_px, draw.left_px : draw.left_px + draw.size_px] = pixels
+        canvas[:, draw.top_px : draw.top_px + draw.size_px, draw.left_px : draw.left_px + draw.size_px] = (
+            pixels
+        )
         pixels = canvas
         mask.zero_()
         top, left = draw.top_px // cell + 1, draw.left_px // cell + 1

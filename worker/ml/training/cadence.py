@@ -1,4 +1,6 @@
-"""When a checkpoint is due: after a wished time, stretched so that writing takes at most a twentieth of the run."""
+"""When a checkpoint is due: after a wished time, stretched so that writing takes at most a twentieth of the
+run.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ SHARE = 0.05
 
 @dataclass
 class Cadence:
-    """Times in seconds of ``clock`` (monotonic). Only *when* is decided by the clock; what is computed never depends on it."""
+    """Times in seconds of ``clock`` (monotonic). Only *when* is decided by the clock; what is computed never
+    depends on it.
+    """
 
     every_s: float
     clock: Callable[[], float] = time.monotonic

@@ -1,7 +1,7 @@
 """What photos and prior images are called (methods.md 4, "Data and prompts").
 
-Subject: "photo of a <token> dog", or "photo of a <token>" where the category itself is new. Style: "painting in the style of <token> art".
-A prefix of the augmentation comes first: "zoomed in photo of a <token> dog".
+Subject: "photo of a <token> dog", or "photo of a <token>" where the category itself is new. Style: "painting
+in the style of <token> art". A prefix of the augmentation comes first: "zoomed in photo of a <token> dog".
 """
 
 from __future__ import annotations
@@ -26,19 +26,23 @@ def photo_caption(token: str, class_noun: str, kind: Literal["subject", "style"]
 def class_prompts(class_noun: str, kind: Literal["subject", "style"], examples: Sequence[str]) -> list[str]:
     """Texts of the generated prior images, used in turn; empty where there is no class to preserve.
 
-    The class alone, then the base model's example prompts with the class in the subject's place: like the paper's retrieved captions,
-    they hold the class in many surroundings. Never with a placeholder, never augmented.
+    The class alone, then the base model's example prompts with the class in the subject's place: like the
+    paper's retrieved captions, they hold the class in many surroundings. Never with a placeholder, never
+    augmented.
     """
     if kind == "style":
         noun = class_noun or STYLE_NOUN
         return [f"painting in the style of {noun}", noun]
     if not class_noun:
         return []
-    return [f"photo of {with_article(class_noun)}", *(_filled(example, class_noun) for example in examples if "{}" in example)]
+    return [
+        f"photo of {with_article(class_noun)}",
+        *(_filled(example, class_noun) for example in examples if "{}" in example),
+    ]
 
 
 def with_article(noun: str) -> str:
-    """"a dog", "an owl"."""
+    """ "a dog", "an owl"."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 

@@ -1,9 +1,10 @@
 """Checkpoints: a directory per step that either verifies or does not exist (reliability 2.5).
 
-``ckpt-<step>/`` holds ``tensors.safetensors`` (what is learned), ``optimiser.safetensors``, ``scalars.json`` and, written
-last, ``manifest.json`` with the size and sha256 of each. It is written as ``ckpt-<step>.tmp``, every file and the directory
-flushed to the disk, then renamed, then the parent is flushed. Two valid ones are kept; older ones go only after the new one
-verifies. Nothing is pickled, and no generator state is stored: draws are functions of (seed, stream, step).
+``ckpt-<step>/`` holds ``tensors.safetensors`` (what is learned), ``optimiser.safetensors``, ``scalars.json``
+and, written last, ``manifest.json`` with the size and sha256 of each. It is written as ``ckpt-<step>.tmp``,
+every file and the directory flushed to the disk, then renamed, then the parent is flushed. Two valid ones are
+kept; older ones go only after the new one verifies. Nothing is pickled, and no generator state is stored:
+draws are functions of (seed, stream, step).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Photos as latents: a bank of augmented views, encoded once, so that the autoencoder never runs inside a step.
+"""Photos as latents: a bank of augmented views, encoded once, so that the autoencoder never runs inside a
+step.
 
-Departure from the reference, which augments and encodes anew in every step: each photo gets a fixed number of views, drawn from the same
-distribution, and steps deal them out from a shuffled deck. With ``VIEWS_PER_PHOTO`` views a photo, a training of some hundred steps sees every
-view a handful of times, each time with other noise and another time step. The bank is a pure function of photos, seed and parameters: after an
-interruption it is rebuilt identically.
+Departure from the reference, which augments and encodes anew in every step: each photo gets a fixed number of
+views, drawn from the same distribution, and steps deal them out from a shuffled deck. With
+``VIEWS_PER_PHOTO`` views a photo, a training of some hundred steps sees every view a handful of times, each
+time with other noise and another time step. The bank is a pure function of photos, seed and parameters: after
+an interruption it is rebuilt identically.
 """
 
 from __future__ import annotations
@@ -52,8 +54,9 @@ def build_bank(
 ) -> Bank:
     """Encodes views of ``photos`` at the base model's resolution, every photo as often as every other.
 
-    ``draws``: how many the training will deal out; there are never more views than that needs. Latents are a seeded draw from the
-    autoencoder's posterior. ``run.step("photos", ...)`` after each batch. Raises `InputInvalid`.
+    ``draws``: how many the training will deal out; there are never more views than that needs. Latents are a
+    seeded draw from the autoencoder's posterior. ``run.step("photos", ...)`` after each batch. Raises
+    `InputInvalid`.
     """
     size = model.description.resolution
     wanted = VIEWS_PER_PHOTO if augment else VIEWS_PER_PLAIN_PHOTO

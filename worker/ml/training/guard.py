@@ -1,8 +1,9 @@
 """When a training is going wrong, and what is done about it (reliability 2.5).
 
-A step whose loss or gradient norm is not finite is skipped. More than five in a row, or fifty in a row above twenty times the running
-median, and the training goes back to its last good state with half the learning rate, once. The second time it has diverged.
-All of it is a function of the losses, so it repeats exactly; after a resume the last good state is the checkpoint's.
+A step whose loss or gradient norm is not finite is skipped. More than five in a row, or fifty in a row above
+twenty times the running median, and the training goes back to its last good state with half the learning
+rate, once. The second time it has diverged. All of it is a function of the losses, so it repeats exactly;
+after a resume the last good state is the checkpoint's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Verdict = Literal["go", "skip", "recover"]
 
 @dataclass
 class LossWatch:
-    """Judges each step by its loss and gradient norm. ``losses`` are those of calm steps, at most ``HISTORY``."""
+    """Judges each step by its loss and gradient norm. ``losses`` are those of calm steps, at most
+    ``HISTORY``.
+    """
 
     losses: list[float] = field(default_factory=list)
     skipped_in_a_row: int = 0
@@ -61,5 +64,7 @@ class LossWatch:
     @staticmethod
     def from_scalars(scalars: Mapping[str, Any]) -> LossWatch:
         return LossWatch(
-            list(map(float, scalars["losses"])), int(scalars["skipped_in_a_row"]), int(scalars["high_in_a_row"])
+            list(map(float, scalars["losses"])),
+            int(scalars["skipped_in_a_row"]),
+            int(scalars["high_in_a_row"]),
         )

@@ -1,11 +1,14 @@
-"""The one training loop: noise, time steps, loss, optimiser, checkpoints. What is learned belongs to the trainees.
+"""The one training loop: noise, time steps, loss, optimiser, checkpoints. What is learned belongs to the
+trainees.
 
-A step costs one forward and backward of the denoiser and little else: latents are ready, the autoencoder does not run, only texts with a
-placeholder go through the text encoder, each distinct text once. No gradient is computed before the first cross-attention: with
-the denoiser frozen and its input constant, automatic differentiation itself starts there.
+A step costs one forward and backward of the denoiser and little else: latents are ready, the autoencoder does
+not run, only texts with a placeholder go through the text encoder, each distinct text once. No gradient is
+computed before the first cross-attention: with the denoiser frozen and its input constant, automatic
+differentiation itself starts there.
 
-Rows of several trainees share one batch; each has its own draws, loss, clipping and optimiser. Every draw is a function of (seed,
-stream, step) and everything else is in the checkpoint, so an interrupted and resumed run ends byte-equal to an undisturbed one.
+Rows of several trainees share one batch; each has its own draws, loss, clipping and optimiser. Every draw is
+a function of (seed, stream, step) and everything else is in the checkpoint, so an interrupted and resumed run
+ends byte-equal to an undisturbed one.
 """
 
 from __future__ import annotations
@@ -70,18 +73,23 @@ class Progress:
     def recover(self, run: Run) -> None:
         """Back to the last good state with half the learning rate; the second time the training has diverged."""
         if self.learning_rate_scale < 1.0:
-            raise TrainingDiverged("The loss left all bounds twice, also with half the learning rate. Try a smaller one.")
+            raise TrainingDiverged(
+                "The loss left all bounds twice, also with half the learning rate. Try a smaller one."
+            )
         self.restore(self.good)
         self.watch.reset()
         self.learning_rate_scale = 0.5
-        run.note("recovered", f"The loss left all bounds; went back to step {self.done} with half the learning rate.")
+        run.note(
+            "recovered",
+            f"The loss left all bounds; went back to step {self.done} with half the learning rate.",
+        )
 
 
 def train(model: DiffusionModel, trainees: Sequence[Trainee], run: Run) -> list[ConceptWeights]:
     """Trains all to their ends, in one batch a step, and returns their weights in order.
 
-    Resumes from ``run.resume``. Previews come before the first step, every ``preview_every`` steps and at the end. Raises `Cancelled`,
-    `Released` (after a checkpoint), `TrainingDiverged`.
+    Resumes from ``run.resume``. Previews come before the first step, every ``preview_every`` steps and at the
+    end. Raises `Cancelled`, `Released` (after a checkpoint), `TrainingDiverged`.
     """
     with ExitStack() as installed:
         for trainee in trainees:
@@ -111,7 +119,7 @@ def train(model: DiffusionModel, trainees: Sequence[Trainee], run: Run) -> list[
 def advance(model: DiffusionModel, active: Sequence[Progress], run: Run) -> list[Loss]:
     """One optimiser step of every active trainee, all rows in one batch of the denoiser."""
     batches = [progress.trainee.rows(progress.done) for progress in active]
-    row_losses = _row_losses(model, active, batches).split([len(rows.latents) for rows in batches])
+    row_losses = torch.split(_row_losses(model, active, batches), [len(rows.latents) for rows in batches])
     losses = [
         with_prior(rows_of, rows.prior, progress.trainee.prior_weight)
         for rows_of, rows, progress in zip(row_losses, batches, active, strict=True)

@@ -1,6 +1,7 @@
 """The loss of Custom Diffusion and its relatives (methods.md 4, "Objective").
 
-``L = mean over photo rows of (1/(|M| C)) sum_M (target - prediction)^2 + lambda * mean over prior rows of the same``.
+``L = mean over photo rows of (1/(|M| C)) sum_M (target - prediction)^2 + lambda * mean over prior rows of the
+same``.
 """
 
 from __future__ import annotations
@@ -15,19 +16,25 @@ from worker.ml.families.base import PredictionType
 
 
 def masked_squared_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """[B, C, h, w] twice and mask [B, 1, h, w] -> [B]: per row, the mean over the valid cells and all channels."""
+    """[B, C, h, w] twice and mask [B, 1, h, w] -> [B]: per row, the mean over the valid cells and all
+    channels.
+    """
     squared = (prediction.float() - target.float()).square() * mask
     return squared.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * prediction.shape[1])
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: PredictionType) -> Tensor:
-    """Hang et al. 2023 (arXiv 2303.09556) eq. 3: ``min(snr, gamma) / snr`` for noise, ``/ (snr + 1)`` for v; [B] -> [B]."""
+    """Hang et al. 2023 (arXiv 2303.09556) eq. 3: ``min(snr, gamma) / snr`` for noise, ``/ (snr + 1)`` for v;
+    [B] -> [B].
+    """
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1.0)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` is what is minimised; ``photos`` and ``prior`` its two means before lambda (prior is None without one)."""
+    """``total`` is what is minimised; ``photos`` and ``prior`` its two means before lambda (prior is None
+    without one).
+    """
 
     total: Tensor
     photos: Tensor
@@ -35,7 +42,9 @@ class Loss:
 
 
 def with_prior(row_losses: Tensor, prior: Sequence[bool], prior_weight: float) -> Loss:
-    """Row losses [B] -> the objective. The two means are taken separately, so lambda does not depend on the batch's split."""
+    """Row losses [B] -> the objective. The two means are taken separately, so lambda does not depend on the
+    batch's split.
+    """
     is_prior = torch.tensor(list(prior), device=row_losses.device)
     photos = row_losses[~is_prior].mean()
     if not any(prior):

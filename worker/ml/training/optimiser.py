@@ -1,7 +1,8 @@
 """AdamW over named groups, with a state that is plain tensors.
 
-``torch.optim.AdamW``: beta (0.9, 0.999), eps 1e-8, decoupled decay (Loshchilov & Hutter 2019, algorithm 2). Trained tensors are
-*changes*, so decay pulls towards the base model; in the reference code it pulls the matrices themselves towards zero.
+``torch.optim.AdamW``: beta (0.9, 0.999), eps 1e-8, decoupled decay (Loshchilov & Hutter 2019, algorithm 2).
+Trained tensors are *changes*, so decay pulls towards the base model; in the reference code it pulls the
+matrices themselves towards zero.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Previews: what the concept draws as it stands, always with the same seeds, so that only learning moves the pictures."""
+"""Previews: what the concept draws as it stands, always with the same seeds, so that only learning moves the
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ MAX_STEPS = 12
 def draw_previews(
     model: DiffusionModel, texts: Sequence[str], edit: TextEdit, seed: int, run: Run
 ) -> list[PreviewImage]:
-    """One picture a text with ``edit`` at scale 1, at the base model's resolution and defaults, at most 12 solver steps.
+    """One picture a text with ``edit`` at scale 1, at the base model's resolution and defaults, at most 12
+    solver steps.
 
     Picture i draws with seed ``(seed + i) mod 2**32``. ``run.step("preview", ...)`` every solver step.
     """
@@ -37,6 +40,8 @@ def draw_previews(
         for index, text in enumerate(texts)
     ]
     return [
-        PreviewImage(place, texts[place], pictures[place].seed, to_uint8(model.decode_latents(latents[None]))[0])
+        PreviewImage(
+            place, texts[place], pictures[place].seed, to_uint8(model.decode_latents(latents[None]))[0]
+        )
         for place, latents in sample_latents(model, pictures, run, "preview")
     ]

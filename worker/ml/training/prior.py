@@ -1,8 +1,10 @@
-"""Prior images: pictures of the class, drawn by the untouched base model, that keep the class where it was (methods.md 4).
+"""Prior images: pictures of the class, drawn by the untouched base model, that keep the class where it was
+(methods.md 4).
 
-They are kept as latents, as the sampler leaves them: the denoiser's own distribution, and neither decoded nor encoded. They are cached in a
-directory named by everything they depend on and by nothing else, so the next concept of the class finds them. Each file appears by
-a rename; whole chunks are drawn with a fixed batch, so an interrupted set continues with the same bits.
+They are kept as latents, as the sampler leaves them: the denoiser's own distribution, and neither decoded nor
+encoded. They are cached in a directory named by everything they depend on and by nothing else, so the next
+concept of the class finds them. Each file appears by a rename; whole chunks are drawn with a fixed batch, so
+an interrupted set continues with the same bits.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ class PriorImages:
 
 
 def ensure_prior(
-    model: DiffusionModel, prompts: Sequence[str], count: int, steps: int, cache_dir: Path, run: Run
+    model: DiffusionModel, prompts: Sequence[str], *, count: int, steps: int, cache_dir: Path, run: Run
 ) -> PriorImages:
-    """At least ``count`` prior images (rounded up to whole chunks), prompts in turn, made where they are missing.
+    """At least ``count`` prior images (rounded up to whole chunks), prompts in turn, made where they are
+    missing.
 
     Scheduler and guidance are the base model's defaults. Resumable: what is in the cache is not drawn again.
     ``run.step("prior", ...)`` every solver step. Raises what `Run.step` raises, `PromptTooLong`.
@@ -52,7 +55,11 @@ def ensure_prior(
     count = -(-count // CHUNK) * CHUNK
     captions = tuple(prompts[index % len(prompts)] for index in range(count))
     found = {index: _read(directory / f"{index}.safetensors", model) for index in range(count)}
-    chunks = [first for first in range(0, count, CHUNK) if any(found[i] is None for i in range(first, first + CHUNK))]
+    chunks = [
+        first
+        for first in range(0, count, CHUNK)
+        if any(found[i] is None for i in range(first, first + CHUNK))
+    ]
     indices = [index for first in chunks for index in range(first, first + CHUNK)]
     size = model.description.resolution
     pictures = [

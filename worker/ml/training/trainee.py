@@ -41,9 +41,10 @@ class Rows:
 class Trainee:
     """One concept, or several that share their matrices, on its way through the loop.
 
-    ``unit`` names it to the `Run`. ``rows(step)`` is a pure function of the step. ``fingerprint`` says what its checkpoints
-    belong to: seed, parameters, photos, base. ``preview(run)`` draws with the tensors as they stand. ``result(steps)`` packs
-    them. ``installed()`` is open during training, for trainees whose tensors are the denoiser's own.
+    ``unit`` names it to the `Run`. ``rows(step)`` is a pure function of the step. ``fingerprint`` says what
+    its checkpoints belong to: seed, parameters, photos, base. ``preview(run)`` draws with the tensors as they
+    stand. ``result(steps)`` packs them. ``installed()`` is open during training, for trainees whose tensors
+    are the denoiser's own.
     """
 
     unit: str
