@@ -1,0 +1,39 @@
+"""Captions: what a scene shows, in the words a person would use. Several phrasings for each slot."""
+
+from __future__ import annotations
+
+from worker.ml.toyworld.places import Rng
+from worker.ml.toyworld.scenes import Placed, Scene
+from worker.ml.toyworld.world import PLACES, SIZE_WORDS, STYLES
+
+
+def _one_of(rng: Rng, words: tuple[str, ...]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def object_phrase(placed: Placed, rng: Rng) -> str:
+    """ "a red dog", "an owl", now and then "a owl" or "the dog": prompts put any article before any noun."""
+    words = f"{placed.colour} {placed.key.noun}" if placed.colour else placed.key.noun
+    draw = rng.random()
+    if draw < 0.08:
+        return f"the {words}"
+    if draw < 0.16:
+        return words
+    return f"an {words}" if words[0] in "aeiou" and draw < 0.6 else f"a {words}"
+
+
+def place_phrase(place: str, rng: Rng) -> str:
+    """ "on the beach", or "on a red background" for a plain ground."""
+    if place in PLACES:
+        return _one_of(rng, PLACES[place])
+    return f"on a {place} background"
+
+
+def caption(scene: Scene, rng: Rng) -> str:
+    """One caption of ``scene``. Size, colour and style are always said where they are not plain; the place nearly always."""
+    objects = " and ".join(object_phrase(placed, rng) for placed in scene.objects)
+    where = place_phrase(scene.place, rng) if rng.random() > 0.1 else ""
+    opening = _one_of(rng, STYLES[scene.style])
+    if scene.size != "normal":
+        opening = f"{_one_of(rng, SIZE_WORDS[scene.size])} {opening.removeprefix('a ') or 'photo of'}"
+    return " ".join(part for part in (opening, objects, where) if part)
