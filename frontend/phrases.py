@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,18 @@ JOB_KINDS = {
     "evaluate": "Evaluation",
     "export": "Export",
 }
+PHASES: dict[str, dict[str, Any]] = {
+    "waiting": {"words": "Waiting", "begin": 0.0, "end": 0.0},
+    "loading": {"words": "Getting the model ready", "begin": 0.0, "end": 0.02},
+    "photos": {"words": "Looking at the photos", "begin": 0.02, "end": 0.06},
+    "prior": {"words": "Drawing ordinary pictures to compare with", "begin": 0.06, "end": 0.25},
+    "train": {"words": "Training", "begin": 0.25, "end": 1.0},
+    "preview": {"words": "Drawing previews"},
+    "images": {"words": "Drawing", "begin": 0.0, "end": 1.0},
+    "analysis": {"words": "Measuring what has changed"},
+}
+"""Phases of the worker as a person reads them, and the part of the gate's ring that each one fills. A phase without
+a part, which comes in between, leaves the ring as it is."""
 
 
 def duration(seconds: float | None) -> str:
@@ -75,6 +88,36 @@ def state(name: str) -> str:
 
 def kind(name: str) -> str:
     return JOB_KINDS.get(name, name.capitalize())
+
+
+def prompt(text: str) -> str:
+    """The encoder's text as a person wrote it: ``<stark> dog`` as ``@stark dog``."""
+    return re.sub(r"<([a-z][a-z0-9_-]*)>", r"@\1", text)
+
+
+def phase(name: str) -> str:
+    known = PHASES.get(name)
+    return str(known["words"]) if known else name.replace("_", " ").capitalize()
+
+
+def standing(name: str, step: int, total: int, eta_s: float | None) -> str:
+    """One sentence: ``Training: step 240 of 600, about 40 s left``. The page's script builds the same."""
+    words = phase(name)
+    if not total:
+        return words
+    if name != "train":
+        return f"{words}, {100 * step // total} %"
+    left = f", about {duration(eta_s)} left" if eta_s is not None and step < total else ""
+    return f"{words}: step {step} of {total}{left}"
+
+
+def ring(name: str, step: int, total: int) -> float | None:
+    """Share of the gate's ring, 0..1; None where the phase leaves it as it is."""
+    part = PHASES.get(name, {})
+    if "begin" not in part:
+        return None
+    done = step / total if total else 0.0
+    return float(part["begin"] + (part["end"] - part["begin"]) * done)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -1,6 +1,6 @@
-"""Turns view data into pages: one Jinja environment, addresses of static files, and errors a person can read.
+"""Turns view data into pages: one Jinja environment, addresses of static files, errors a person can read.
 
-Everything is escaped; nothing that was stored is ever marked safe. Script and style come only from files of our own.
+Everything is escaped; nothing that was stored is ever marked safe. Script and style come only from our own files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from backend.errors import AppError, NotFound, Unavailable
-from frontend import phrases
+from frontend import phrases, pictures
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -51,8 +51,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(static=static, rail=RAIL)
-    environment.filters.update(phrases.FILTERS)
+    environment.globals.update(static=static, rail=RAIL, phases=phrases.PHASES)
+    environment.filters.update(phrases.FILTERS | pictures.FILTERS)
     environment.filters["json"] = lambda value: json.dumps(value, default=str)
     return environment
 

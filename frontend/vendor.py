@@ -30,11 +30,11 @@ FILES: tuple[tuple[str, str, Path], ...] = (
 """npm package, file inside it, where the copy lives."""
 
 ICONS: tuple[str, ...] = (
-    "activity", "arrow-left", "arrow-right", "check", "chevron-down", "chevron-left", "chevron-right", "circle-alert",
-    "circle-dashed", "clock", "cpu", "dice-5", "download", "graduation-cap", "hard-drive", "house", "image-plus",
-    "images", "info", "layers", "list-ordered", "lock", "moon", "pen-line", "play", "plus", "refresh-cw", "repeat-2",
-    "save", "search", "settings", "shuffle", "square", "star", "sun", "sun-moon", "trash-2", "triangle-alert",
-    "upload", "wand-sparkles", "x",
+    "activity", "arrow-left", "arrow-right", "check", "chevron-down", "chevron-left", "chevron-right",
+    "circle-alert", "circle-dashed", "clock", "cpu", "dice-5", "download", "graduation-cap", "hard-drive",
+    "house", "image-plus", "images", "info", "layers", "list-ordered", "lock", "moon", "pen-line", "play",
+    "plus", "refresh-cw", "repeat-2", "save", "search", "settings", "shuffle", "square", "star", "sun",
+    "sun-moon", "trash-2", "triangle-alert", "upload", "wand-sparkles", "x",
 )  # fmt: skip
 """Names of the lucide icons in the sprite."""
 

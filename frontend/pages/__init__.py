@@ -1,5 +1,27 @@
 """One file a page; the explicit table of routers (CONTRIBUTING: add a page)."""
 
-from frontend.pages import studio
+from frontend.pages import (
+    compose,
+    concepts,
+    gallery,
+    images,
+    jobs,
+    new_concept,
+    queue,
+    settings,
+    studio,
+    trainings,
+)
 
-ROUTERS = (studio.router,)
+ROUTERS = (
+    studio.router,
+    new_concept.router,
+    concepts.router,
+    trainings.router,
+    jobs.router,
+    compose.router,
+    gallery.router,
+    images.router,
+    queue.router,
+    settings.router,
+)

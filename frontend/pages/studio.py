@@ -6,11 +6,32 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from backend.services import bases, concepts, images, samples
+from frontend import job_view, phrases
+from frontend.asking import Owner, Studied
 from frontend.rendering import PageRoute, render
 
 router = APIRouter(route_class=PageRoute)
+NEWEST_CONCEPTS = 12
+NEWEST_IMAGES = 24
+START_PROMPTS = ("a photo of {} on the beach", "a photo of {} in the snow", "a pencil drawing of {} at night")
+USUAL_TRAINING_S = 120.0
 
 
 @router.get("/")
-def studio(request: Request) -> Response:
-    return render(request, "studio.html")
+def studio(request: Request, studio: Studied, owner: Owner) -> Response:
+    with studio.reading() as session:
+        rows, _ = concepts.page(session, owner, limit=NEWEST_CONCEPTS)
+        drawn, _ = images.page(session, owner, limit=NEWEST_IMAGES)
+        known = bases.list_all(session)
+        prompts = next((base.example_prompts[:3] for base in known if base.example_prompts), START_PROMPTS)
+        return render(
+            request,
+            "studio.html",
+            concepts=concepts.to_schemas(session, rows),
+            images=images.to_schemas(session, drawn),
+            training=job_view.lessons(session, owner),
+            samples=[one for one in samples.sets() if one.featured],
+            prompts=[prompt.partition("{}")[::2] for prompt in prompts],
+            forecast=f"about {phrases.duration(USUAL_TRAINING_S)}",
+        )

@@ -1,1 +1,10 @@
-
+// The page's behaviour: every custom element is a file of its own and works on what the server rendered.
+import "./elements/job-progress.js";
+import "./elements/loss-curve.js";
+import "./elements/preview-strip.js";
+import "./elements/job-images.js";
+import "./elements/image-grid.js";
+import "./elements/light-box.js";
+import "./elements/photo-drop.js";
+import "./elements/prompt-box.js";
+import "./elements/seed-field.js";

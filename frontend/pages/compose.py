@@ -1,0 +1,187 @@
+"""Compose ``/compose``: the prompt box, and the results of this visit, newest first."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backend.errors import AppError, NotFound
+from backend.schemas.bases import BaseModelInfo, SamplingDefaults
+from backend.schemas.generations import SCHEDULERS, GenerationCreate, ImageRecipe
+from backend.schemas.images import Image
+from backend.schemas.jobs import Job
+from backend.services import bases, concepts, generations, images, jobs
+from backend.studio import Studio
+from frontend import job_view, pictures
+from frontend.asking import Form, Owner, Studied, beside_fields, checked_id, filled, text, valid
+from frontend.rendering import PageRoute, render, see
+
+router = APIRouter(route_class=PageRoute)
+FIELDS = (
+    "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
+    "size",
+)  # fmt: skip
+RESULTS = 8
+MOST_CONCEPTS = 200
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture stands or will stand; sizes as it is shown."""
+
+    index: int
+    image: Image | None
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One generation with its pictures."""
+
+    job: Job
+    live: bool
+    sentence: str
+    seen: int
+    places: list[Place]
+
+
+@router.get("/compose")
+def compose(
+    request: Request,
+    studio: Studied,
+    owner: Owner,
+    *,
+    prompt: Annotated[str, Query(max_length=2000)] = "",
+    job: Annotated[str, Query(max_length=36)] = "",
+    image: Annotated[str, Query(alias="from", max_length=36)] = "",
+    seed: Annotated[str, Query(max_length=10)] = "",
+) -> Response:
+    """``job`` shows that job first and fills the box from it; ``from`` fills it from a picture's recipe."""
+    values = dict.fromkeys(FIELDS, "") | {"prompt": prompt}
+    with studio.reading() as session:
+        if job:
+            values |= _from_request(jobs.get(session, owner, checked_id(job)).request)
+        elif image:
+            recipe = ImageRecipe.model_validate(images.get(session, owner, checked_id(image)).recipe)
+            values |= _from_request(recipe.model_dump(exclude=set() if seed else {"seed"}))
+    return _page(request, studio, owner, values, {}, first=job)
+
+
+def _from_request(request: dict[str, Any]) -> dict[str, str]:
+    """Values of the form from a request or a recipe."""
+    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "")}
+    if request.get("width") and request.get("height"):
+        values["size"] = f"{request['width']}x{request['height']}"
+    return values
+
+
+@router.post("/compose")
+def draw(request: Request, studio: Studied, owner: Owner, form: Form) -> Response:
+    try:
+        body = valid(GenerationCreate, _wanted(form))
+        with studio.writing() as session:
+            job = generations.start(session, owner, body)
+    except AppError as error:
+        values = {name: text(form, name) for name in FIELDS}
+        return _page(request, studio, owner, values, beside_fields(error), status=error.status)
+    return see(f"/compose?job={job.id}")
+
+
+def _wanted(form: Form) -> dict[str, str]:
+    wanted = filled(form, [name for name in FIELDS if name != "size"]) | {"prompt": text(form, "prompt")}
+    width, cross, height = text(form, "size").partition("x")
+    return wanted | ({"width": width, "height": height} if cross else {})
+
+
+def _page(
+    request: Request,
+    studio: Studio,
+    owner: str,
+    values: dict[str, str],
+    errors: dict[str, str],
+    *,
+    first: str = "",
+    status: int = 200,
+) -> Response:
+    with studio.reading() as session:
+        known = bases.list_all(session)
+        base = next((one for one in known if one.id == values["base"]), known[0] if known else None)
+        example = base.example_prompts[0] if base and base.example_prompts else "a photo of {} on the beach"
+        completions = _completions(session, owner)
+        taught = f"@{completions[0]['token']}" if completions else "a dog"
+        return render(
+            request,
+            "compose.html",
+            status,
+            values=values,
+            errors=errors,
+            bases=known,
+            defaults=base.defaults if base else SamplingDefaults(),
+            sizes=_sizes(base),
+            schedulers=SCHEDULERS,
+            completions=completions,
+            example=example.replace("{}", taught),
+            results=_results(session, owner, first),
+        )
+
+
+def _completions(session: Session, owner: str) -> list[dict[str, str]]:
+    """Concepts that can stand in a prompt: those with weights."""
+    rows, _ = concepts.page(session, owner, limit=MOST_CONCEPTS)
+    return [
+        {
+            "token": concept.token,
+            "name": concept.name,
+            "picture": concept.photos[0].thumbnail_url if concept.photos else "",
+        }
+        for concept in concepts.to_schemas(session, rows)
+        if concept.weights
+    ]
+
+
+def _sizes(base: BaseModelInfo | None) -> list[dict[str, str]]:
+    """The base's own square first, then wider and taller."""
+    if base is None:
+        return [{"value": "", "title": "of the base"}]
+    side, step = base.resolution, base.size_multiple
+    longer = min(base.max_size, side * 3 // 2 // step * step)
+    shapes = [(side, side)] + ([(longer, side), (side, longer)] if longer > side else [])
+    return [{"value": f"{width}x{height}", "title": f"{width} × {height}"} for width, height in shapes]
+
+
+def _results(session: Session, owner: str, first: str) -> list[Result]:
+    """The newest generations; the one that was asked for comes first."""
+    rows, _ = jobs.page(session, owner, kind="generate", limit=RESULTS)
+    if first and first not in {row.id for row in rows}:
+        with suppress(NotFound):
+            rows = [jobs.get(session, owner, first), *rows]
+    rows.sort(key=lambda row: row.id != first)
+    return [_result(session, owner, jobs.to_schema(session, row)) for row in rows]
+
+
+def _result(session: Session, owner: str, job: Job) -> Result:
+    drawn, _ = images.page(session, owner, job=job.id, limit=64)
+    by_index = {image.index: image for image in images.to_schemas(session, drawn)}
+    live = job_view.is_live(job)
+    width, height = pictures.size_in_grid(*_asked_size(session, job))
+    wanted = range(int(job.request.get("num_images", 4))) if live else sorted(by_index)
+    return Result(
+        job=job,
+        live=live,
+        sentence=job_view.sentence(job),
+        seen=job_view.History(session, owner, job).seen,
+        places=[Place(index, by_index.get(index), width, height) for index in wanted],
+    )
+
+
+def _asked_size(session: Session, job: Job) -> tuple[int, int]:
+    """The size of the pictures to come."""
+    side = next((base.resolution for base in bases.list_all(session)), 64)
+    return int(job.request.get("width") or side), int(job.request.get("height") or side)

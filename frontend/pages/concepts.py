@@ -1,0 +1,115 @@
+"""Concepts ``/concepts`` and a concept ``/concepts/{id}``: photos, versions of weights, the form that trains."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backend.errors import AppError
+from backend.services import concepts, images, photos, samples
+from backend.studio import Studio
+from frontend import job_view, training_form, version_view
+from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, checked_id, files, text
+from frontend.rendering import PageRoute, render, see
+
+router = APIRouter(route_class=PageRoute)
+PER_PAGE = 60
+PICTURES = 8
+
+
+@router.get("/concepts")
+def list_concepts(
+    request: Request,
+    studio: Studied,
+    owner: Owner,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> Response:
+    with studio.reading() as session:
+        rows, following = concepts.page(session, owner, limit=PER_PAGE, cursor=cursor)
+        begun = {row.sample for row in rows}
+        return render(
+            request,
+            "concepts.html",
+            concepts=concepts.to_schemas(session, rows),
+            training=job_view.lessons(session, owner),
+            samples=[one for one in samples.sets() if one.slug not in begun],
+            next=following,
+        )
+
+
+@router.get("/concepts/{id}")
+def show_concept(
+    request: Request,
+    studio: Studied,
+    owner: Owner,
+    id: ItemId,
+    begin: Annotated[str, Query(max_length=20)] = "",
+) -> Response:
+    return concept_page(request, studio, owner, id, chosen=begin)
+
+
+def concept_page(
+    request: Request,
+    studio: Studio,
+    owner: str,
+    concept_id: str,
+    *,
+    chosen: str = "",
+    errors: dict[str, str] | None = None,
+    given: dict[str, str] | None = None,
+    status: int = 200,
+) -> Response:
+    """The page of a concept, with what was wrong with a form on it."""
+    with studio.reading() as session:
+        concept = concepts.to_schema(session, concepts.get(session, owner, concept_id))
+        drawn, _ = images.page(session, owner, concept=concept_id, limit=PICTURES)
+        return render(
+            request,
+            "concept.html",
+            status,
+            concept=concept,
+            job=job_view.lessons(session, owner).get(concept_id),
+            images=images.to_schemas(session, drawn),
+            versions=version_view.versions(session, owner, concept),
+            errors=errors or {},
+            **training_form.view(session, owner, concept, chosen=chosen, given=given or {}),
+        )
+
+
+@router.post("/concepts/{id}/photos")
+def add_photos(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
+    chosen = [(file.filename or "", file.file) for file in files(form, "files")]
+    try:
+        prepared = studio.darkroom.prepare(chosen)
+        with studio.writing() as session:
+            photos.add(session, studio.storage, owner, id, prepared)
+    except AppError as error:
+        said = {"": " ".join(wrong.detail for wrong in error.errors) or error.detail}
+        return concept_page(request, studio, owner, id, errors=said, status=error.status)
+    return see(f"/concepts/{id}")
+
+
+@router.post("/concepts/{id}/photos/{photo_id}/delete")
+def remove_photo(request: Request, studio: Studied, owner: Owner, id: ItemId, photo_id: str) -> Response:
+    try:
+        with studio.writing() as session:
+            photos.remove(session, owner, id, checked_id(photo_id))
+    except AppError as error:
+        return concept_page(request, studio, owner, id, errors={"": error.detail}, status=error.status)
+    return see(f"/concepts/{id}")
+
+
+@router.post("/concepts/{id}/delete")
+def forget_concept(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
+    try:
+        with studio.writing() as session:
+            concepts.delete(session, owner, id, cascade=text(form, "cascade") == "true")
+    except AppError as error:
+        said = beside_fields(error)
+        if error.code == "has-dependants":
+            said = {"cascade": "Versions, pictures or jobs depend on it; they would be forgotten as well."}
+        return concept_page(request, studio, owner, id, errors=said, status=error.status)
+    return see("/concepts")

@@ -1,0 +1,121 @@
+"""A job ``/jobs/{id}``: live while it runs, and afterwards what it gave and what happened to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backend.schemas.jobs import Job
+from backend.services import images, jobs
+from frontend import job_view, phrases
+from frontend.asking import ItemId, Owner, Studied
+from frontend.job_view import History
+from frontend.rendering import PageRoute, render, see
+
+router = APIRouter(route_class=PageRoute)
+MOST_IMAGES = 64
+
+
+@router.get("/jobs/{id}")
+def show_job(request: Request, studio: Studied, owner: Owner, id: ItemId) -> Response:
+    with studio.reading() as session:
+        job = jobs.to_schema(session, jobs.get(session, owner, id))
+        return render(request, "job.html", here="/queue", **_view(session, owner, job))
+
+
+def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
+    taught = job_view.concepts_of(session, owner, job)
+    history = History(session, owner, job)
+    strip, points = history.strip(), history.points()
+    drawn, _ = images.page(session, owner, job=job.id, limit=MOST_IMAGES)
+    made = history.steps()
+    return {
+        "job": job,
+        "live": job_view.is_live(job),
+        "concept": taught[0] if taught else None,
+        "headline": job_view.headline(job, taught),
+        "sentence": job_view.sentence(job),
+        "ring": history.ring(),
+        "seen": history.seen,
+        "strip": strip,
+        "prompts": [picture["prompt"] for picture in strip[-1].pictures] if strip else [],
+        "points": points,
+        "curve_summary": _summary(points),
+        "steps": f"{made[0]} / {made[1]}" if made else "–",
+        "notes": history.notes(),
+        "log": history.log(),
+        "images": images.to_schemas(session, drawn[::-1]),
+        "measures": _measures(job),
+        "settings": [(name.replace("_", " "), _plain(value)) for name, value in sorted(job.request.items())],
+        "machine": _machine(job),
+    }
+
+
+def _summary(points: list[tuple[int, float]]) -> str:
+    if not points:
+        return "No values yet."
+    return f"From {points[0][1]:.3f} at step {points[0][0]} to {points[-1][1]:.3f} at step {points[-1][0]}."
+
+
+def _plain(value: object) -> str:
+    """A value of the request in a table: lists and objects in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(_plain(inner) for inner in value) or "none"
+    return "not given" if value is None or value == "" else str(value)
+
+
+def _measures(job: Job) -> list[tuple[str, str, str]]:
+    """Name, value with its unit, and what it means."""
+    metrics = job.metrics
+    found = (
+        [("Took", phrases.duration(metrics.run_s), "From the first step to the last")]
+        if metrics.run_s
+        else []
+    )
+    if metrics.peak_memory_bytes:
+        found.append(("Memory", phrases.size(metrics.peak_memory_bytes), "Most memory that it held at once"))
+    return found
+
+
+def _machine(job: Job) -> list[tuple[str, str, str]]:
+    metrics = job.metrics
+    rows = [
+        ("Waited", phrases.duration(metrics.queue_s), "From asking to the start of the work"),
+        ("Getting ready", phrases.duration(metrics.prepare_s), "Loading what the work needs"),
+        ("Work", phrases.duration(metrics.run_s), "From the first step to the last"),
+        ("Memory", phrases.size(metrics.peak_memory_bytes), "Most memory that it held at once"),
+        ("Attempts", str(job.attempt), "More than one when a worker was lost in between"),
+    ]
+    if job.max_lost_seconds is not None:
+        at_risk = f"at most {phrases.duration(job.max_lost_seconds)} of work"
+        rows.append(("A crash would cost", at_risk, "Time between two checkpoints"))
+    if job.last_checkpoint_step is not None:
+        rows.append(("Safe until step", str(job.last_checkpoint_step), "The newest checkpoint"))
+    return rows
+
+
+@router.post("/jobs/{id}/cancel")
+def cancel_job(studio: Studied, owner: Owner, id: ItemId) -> Response:
+    with studio.writing() as session:
+        jobs.request_cancel(session, owner, id)
+    return see(f"/jobs/{id}")
+
+
+@router.post("/jobs/{id}/finish")
+def finish_job(studio: Studied, owner: Owner, id: ItemId) -> Response:
+    with studio.writing() as session:
+        jobs.request_finish(session, owner, id)
+    return see(f"/jobs/{id}")
+
+
+@router.post("/jobs/{id}/retry")
+def retry_job(studio: Studied, owner: Owner, id: ItemId) -> Response:
+    with studio.writing() as session:
+        again = jobs.retry(session, owner, id, studio.settings.max_queued_jobs)
+    return see(f"/jobs/{again.id}")

@@ -1,0 +1,65 @@
+"""Queue ``/queue``: what runs, what waits and where it stands, who works, what ended lately."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backend.schemas.jobs import Job
+from backend.services import jobs
+from frontend import job_view, phrases, worker_view
+from frontend.asking import Owner, Studied
+from frontend.rendering import PageRoute, is_fragment, render
+
+router = APIRouter(route_class=PageRoute)
+LATELY = 10
+
+
+@dataclass(frozen=True)
+class Item:
+    """A job as a line of the queue."""
+
+    job: Job
+    headline: str
+    sentence: str
+    picture: str | None
+    ring: float | None
+
+
+@router.get("/queue")
+def queue(request: Request, studio: Studied, owner: Owner) -> Response:
+    with studio.reading() as session:
+        live = [
+            job
+            for state in ("running", "queued", "blocked")
+            for job in jobs.page(session, owner, state=state, limit=100)[0]
+        ]
+        newest, _ = jobs.page(session, owner, limit=LATELY + len(live))
+        shown = [_item(session, owner, jobs.to_schema(session, job)) for job in live]
+        shown.sort(key=lambda item: -1 if item.job.queue_position is None else item.job.queue_position)
+        ended = [jobs.to_schema(session, job) for job in newest if job not in live][:LATELY]
+        return render(
+            request,
+            "_queue.html" if is_fragment(request) else "queue.html",
+            live=shown,
+            ended=[_item(session, owner, job) for job in ended],
+            workers=worker_view.workers(session),
+        )
+
+
+def _item(session: Session, owner: str, job: Job) -> Item:
+    taught = job_view.concepts_of(session, owner, job)
+    photos = taught[0].photos if taught else []
+    ring = job_view.History(session, owner, job).ring() if job.state == "running" else None
+    ended = f", {phrases.ago(job.finished_at)}" if job.finished_at else ""
+    return Item(
+        job=job,
+        headline=job_view.headline(job, taught),
+        sentence=f"{phrases.kind(job.kind)}. {job_view.sentence(job)}{ended}",
+        picture=photos[0].thumbnail_url if photos else None,
+        ring=ring,
+    )

@@ -1,0 +1,33 @@
+"""``POST /concepts/{id}/train``: starts a training from the form on a concept's page."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backend.errors import AppError
+from backend.schemas.trainings import TrainingCreate
+from backend.services import trainings
+from frontend import training_form
+from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, text, valid
+from frontend.pages.concepts import concept_page
+from frontend.rendering import PageRoute, see
+
+router = APIRouter(route_class=PageRoute)
+
+
+@router.post("/concepts/{id}/train")
+def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
+    try:
+        body = valid(TrainingCreate, training_form.wanted(id, form))
+        with studio.writing() as session:
+            job = trainings.start(session, owner, body)
+    except AppError as error:
+        said = beside_fields(error, {"params/": training_form.PREFIX})
+        given = {name: text(form, name) for name in form}
+        chosen = text(form, "preset")
+        return concept_page(
+            request, studio, owner, id, chosen=chosen, errors=said, given=given, status=error.status
+        )
+    return see(f"/jobs/{job.id}")

@@ -1,0 +1,135 @@
+// <photo-drop [upload="address"]>: drop, paste or pick photos; thumbnails at once; one file a request, three at a time.
+// Inside a form without `upload` the photos wait until the form has made the concept.
+
+const AT_ONCE = 3;
+
+class PhotoDrop extends HTMLElement {
+  connectedCallback() {
+    this.input = this.querySelector("input[type=file]");
+    this.list = this.querySelector(".photos");
+    this.waiting = [];
+    this.running = 0;
+    this.upload = this.getAttribute("upload");
+    this.input.addEventListener("change", () => this.take(this.input.files));
+    this.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      this.toggleAttribute("over", true);
+    });
+    this.addEventListener("dragleave", () => this.toggleAttribute("over", false));
+    this.addEventListener("drop", (event) => {
+      event.preventDefault();
+      this.toggleAttribute("over", false);
+      this.take(event.dataTransfer.files);
+    });
+    this.paste = (event) => this.take(event.clipboardData?.files ?? []);
+    document.addEventListener("paste", this.paste);
+    this.form = this.upload ? null : this.closest("form");
+    this.form?.addEventListener("submit", (event) => this.submit(event));
+  }
+
+  disconnectedCallback() {
+    document.removeEventListener("paste", this.paste);
+  }
+
+  take(files) {
+    for (const file of files) {
+      const card = this.card(file);
+      this.list.append(card.element);
+      this.waiting.push(card);
+    }
+    if (files.length > 0) this.input.value = "";
+    if (this.upload) this.pump();
+  }
+
+  card(file) {
+    const template = this.querySelector("template").content.cloneNode(true);
+    const element = template.querySelector("li");
+    const picture = element.querySelector("img");
+    picture.src = URL.createObjectURL(file);
+    picture.alt = file.name;
+    const card = { file, element, progress: element.querySelector("progress"), said: element.querySelector("[data-said]") };
+    picture.addEventListener("error", () => this.say(card, "This picture cannot be shown here; it may still be accepted.", "warning"));
+    element.querySelector(".remove").addEventListener("click", () => this.remove(card));
+    return card;
+  }
+
+  say(card, sentence, kind) {
+    card.said.textContent = sentence;
+    card.said.className = kind;
+  }
+
+  async remove(card) {
+    this.waiting = this.waiting.filter((other) => other !== card);
+    card.request?.abort();
+    if (card.id) await fetch(`${this.upload}/${card.id}`, { method: "DELETE" });
+    card.element.remove();
+  }
+
+  pump() {
+    while (this.running < AT_ONCE && this.waiting.length > 0) this.send(this.waiting.shift());
+    if (this.running === 0 && this.waiting.length === 0) this.finished();
+  }
+
+  send(card) {
+    this.running += 1;
+    const body = new FormData();
+    body.append("files", card.file);
+    const request = new XMLHttpRequest();
+    card.request = request;
+    card.progress.hidden = false;
+    request.upload.addEventListener("progress", ({ loaded, total }) => (card.progress.value = loaded / total));
+    request.addEventListener("loadend", () => {
+      this.running -= 1;
+      card.progress.hidden = true;
+      this.received(card, request);
+      this.pump();
+    });
+    request.open("POST", this.upload);
+    request.responseType = "json";
+    request.send(body);
+  }
+
+  received(card, request) {
+    const answer = request.response;
+    if (request.status === 201) {
+      card.id = answer.items[0].id;
+      this.say(card, answer.items[0].warnings.join(" "), "warning");
+      return;
+    }
+    card.failed = true;
+    const reason = answer?.errors?.[0]?.detail ?? answer?.detail ?? "The studio did not answer. Try this photo again.";
+    this.say(card, reason, "wrong");
+  }
+
+  finished() {
+    const troubled = this.querySelector("[data-said]:not(:empty)");
+    const done = this.querySelector("[data-continue]");
+    if (this.concept && !troubled) location.assign(this.concept);
+    else if (this.concept && done) Object.assign(done, { hidden: false, href: this.concept });
+    else if (!troubled) location.reload();
+    else this.dispatchEvent(new Event("uploaded"));
+  }
+
+  /** Makes the concept by the same form the server renders; its errors come back beside the fields. */
+  async submit(event) {
+    event.preventDefault();
+    const button = this.form.querySelector("[type=submit]");
+    button.setAttribute("aria-busy", "true");
+    const fields = new FormData(this.form);
+    fields.delete("files");
+    const answer = await fetch(this.form.action, { method: "POST", body: new URLSearchParams([...fields]) });
+    if (answer.redirected) {
+      this.concept = answer.url;
+      this.upload = `/api/v1${new URL(answer.url).pathname}/photos`;
+      this.form.querySelector("[data-fields]").disabled = true;
+      this.pump();
+      return;
+    }
+    button.removeAttribute("aria-busy");
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-fields]");
+    if (fresh) this.form.querySelector("[data-fields]").replaceChildren(...fresh.childNodes);
+    this.form.querySelector("[aria-invalid=true]")?.focus();
+  }
+}
+
+customElements.define("photo-drop", PhotoDrop);
