@@ -1,0 +1,33 @@
+"""The JSON routes. ``ROUTERS`` is the explicit table; ``registry.make_router`` makes one by the house's rules."""
+
+from __future__ import annotations
+
+from backend.api import (
+    bases,
+    concepts,
+    events,
+    generations,
+    images,
+    jobs,
+    methods,
+    photos,
+    prompts,
+    samples,
+    trainings,
+    weights,
+)
+
+ROUTERS = (
+    bases.router,
+    methods.router,
+    samples.router,
+    concepts.router,
+    photos.router,
+    trainings.router,
+    prompts.router,
+    generations.router,
+    jobs.router,
+    events.router,
+    weights.router,
+    images.router,
+)

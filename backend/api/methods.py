@@ -1,0 +1,38 @@
+"""What can be chosen: methods of learning, merges, schedulers."""
+
+from __future__ import annotations
+
+from backend.api.registry import make_router, problems
+from backend.schemas.generations import SCHEDULERS, SchedulerInfo
+from backend.schemas.methods import CARDS
+from backend.schemas.methods.card import MethodCard, MethodInfo
+from backend.schemas.strict import Page
+
+router = make_router("methods")
+
+
+def describe(card: MethodCard) -> MethodInfo:
+    """A method as the API shows it: ``params`` is a JSON schema with defaults."""
+    return MethodInfo(
+        name=card.name,
+        title=card.title,
+        side=card.side(card.params_type()),
+        description=card.description,
+        source=card.source,
+        min_photos=card.min_photos,
+        max_photos=card.max_photos,
+        params=card.params_type.model_json_schema(),
+        presets={str(name): dict(values) for name, values in card.presets.items()},
+    )
+
+
+@router.get("/methods", responses=problems())
+def list_methods() -> Page[MethodInfo]:
+    """Methods of learning a concept, each with the JSON schema of its ``params``."""
+    return Page(items=[describe(card) for card in CARDS.values()])
+
+
+@router.get("/schedulers", responses=problems())
+def list_schedulers() -> Page[SchedulerInfo]:
+    """Solvers for generations."""
+    return Page(items=list(SCHEDULERS))

@@ -1,0 +1,192 @@
+"""The disposable process that decodes uploaded pictures: ``python -m backend.darkroom``, fed by ``uploads.Darkroom``.
+
+One JSON object a line over stdin and stdout. It has no network use, no database and no credentials; memory, file
+size and the CPU time of each picture are limited by the kernel, so that a hostile file costs at most this process.
+It leaves when nothing came for a minute.
+
+Pictures are stored as JPEG, quality 95 without chroma subsampling: a lossless copy of a 12 megapixel photo is ten
+times as large, and the difference (about one grey level) lies far below what the autoencoder of a base model keeps.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import select
+import sys
+import warnings
+from typing import Any
+
+from PIL import Image, ImageCms, ImageFilter, ImageOps, ImageStat
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+IDLE_S = 60.0
+CPU_S = 10
+MEMORY_BYTES = 2_000_000_000
+THUMBNAIL_PX = 512
+MAX_ASPECT = 6.0
+BLURRED_BELOW = 25.0
+"""Variance of the Laplacian of the grey picture at 512 pixels; sharp photos have hundreds."""
+DARK_BELOW = 35.0
+SMALL_BELOW_PX = 384
+
+_SRGB = ImageCms.createProfile("sRGB")
+_HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif")
+
+
+class Refused(Exception):
+    """``code`` and a sentence; the status is the parent's to choose."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
+def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pixels: int) -> dict[str, Any]:
+    """Read ``source``, write an upright sRGB JPEG and a WebP thumbnail without any metadata.
+
+    Raises Refused. Returns width, height, fingerprint (64-bit difference hash, hexadecimal) and warnings.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    try:
+        opened = Image.open(source, formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_large(max_pixels) from None
+    except Exception:
+        raise _unknown(source) from None
+    with opened:
+        _check_header(opened, min_side_px, max_pixels)
+        try:
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            rgb = to_srgb(upright)
+        except MemoryError:
+            raise _too_large(max_pixels) from None
+        except Exception:
+            raise Refused(
+                "unreadable-image", "This picture is damaged. Export it again as JPEG, PNG or WebP."
+            ) from None
+    clean = Image.new("RGB", rgb.size)
+    clean.paste(rgb)
+    clean.save(picture, "JPEG", quality=95, subsampling=0, optimize=False)
+    small = clean.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    small.save(thumbnail, "WEBP", quality=80)
+    grey = small.convert("L")
+    return {
+        "width": clean.width,
+        "height": clean.height,
+        "fingerprint": fingerprint(grey),
+        "warnings": findings(grey, min(clean.size)),
+    }
+
+
+def _check_header(opened: Image.Image, min_side_px: int, max_pixels: int) -> None:
+    """Everything the header says, before a pixel is decoded."""
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise _too_large(max_pixels)
+    if min(width, height) < min_side_px:
+        raise Refused("image-too-small", f"The shorter side must have at least {min_side_px} pixels.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Refused("bad-aspect", "This picture is too long and narrow. Cut it closer to a square.")
+    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:  # phones hide depth maps behind MPO
+        raise Refused("multi-frame", "This is an animation. Save one frame of it as a picture.")
+
+
+def _too_large(max_pixels: int) -> Refused:
+    return Refused(
+        "image-too-large", f"Pictures may have at most {max_pixels // 1_000_000} megapixels. Scale it down."
+    )
+
+
+def _unknown(source: str) -> Refused:
+    with open(source, "rb") as file:  # noqa: PTH123 - the path is ours, and this process avoids further imports
+        head = file.read(32)
+    if head[4:12] in _HEIF_BRANDS:
+        return Refused("unsupported-image", "HEIC and AVIF are not read yet. Save it as JPEG, PNG or WebP.")
+    return Refused("unsupported-image", "Only JPEG, PNG and WebP pictures are accepted.")
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """Eight-bit sRGB through the embedded profile; transparency is laid on white, sixteen bits are halved."""
+    profile = picture.info.get("icc_profile")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if picture.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode == "RGBA":
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    if profile and picture.mode in ("RGB", "CMYK", "L"):
+        try:
+            embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(picture, embedded, _SRGB, outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a broken profile says nothing about the colours: read them as sRGB
+    return picture.convert("RGB")
+
+
+def fingerprint(grey: Image.Image) -> str:
+    """Difference hash: whether each of 8 x 8 cells is brighter than its right neighbour."""
+    cells = grey.resize((9, 8), Image.Resampling.BOX).tobytes()
+    bits = 0
+    for row in range(8):
+        for column in range(8):
+            bits = bits << 1 | (cells[row * 9 + column] > cells[row * 9 + column + 1])
+    return f"{bits:016x}"
+
+
+def findings(grey: Image.Image, shorter_px: int) -> list[str]:
+    """Sentences about a picture that can be used but may teach badly."""
+    laplacian = grey.filter(ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=1, offset=128))
+    found = []
+    if shorter_px < SMALL_BELOW_PX:
+        found.append(f"Small: {shorter_px} pixels on the shorter side, so fine details are missing.")
+    if ImageStat.Stat(laplacian).var[0] < BLURRED_BELOW:
+        found.append("Blurred: a sharper photo teaches more.")
+    if ImageStat.Stat(grey).mean[0] < DARK_BELOW:
+        found.append("Very dark: a brighter photo teaches more.")
+    return found
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256_000_000, 256_000_000))
+
+
+def _allow_cpu() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + CPU_S + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    """Answer requests until stdin closes or nothing comes for a minute."""
+    _limit()
+    while select.select([sys.stdin.buffer], [], [], IDLE_S)[0]:
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        _allow_cpu()
+        try:
+            answer: dict[str, Any] = {"done": develop(**json.loads(line))}
+        except Refused as refused:
+            answer = {"code": refused.code, "detail": refused.detail}
+        except Exception:
+            answer = {
+                "code": "unreadable-image",
+                "detail": "This picture cannot be read. Save it again as JPEG.",
+            }
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Generations: a prompt becomes a pinned spec and a job. What the weights are follows from the tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import Invalid
+from backend.models import Concept, ConceptWeights, Job, WeightsConcept
+from backend.schemas.bases import BaseModelInfo
+from backend.schemas.generations import SCHEDULERS, GenerateSpec, GenerationCreate, PinnedWeights
+from backend.schemas.trainings import PinnedFile
+from backend.services import bases, jobs, owned, prompts
+from backend.services.prompts import Placeholder
+
+QUEUE = "gen_any"
+COMPOSES_FREELY = frozenset({"textual-inversion"})
+"""Methods whose weights stand beside one another in one prompt without a merge."""
+
+
+def start(session: Session, owner_id: str, body: GenerationCreate, max_queued_jobs: int = 200) -> Job:
+    """Pin everything the pictures depend on and enqueue it. NotFound for foreign weights, Invalid otherwise."""
+    spec = pin(session, owner_id, body)
+    return jobs.enqueue(
+        session,
+        owner_id=owner_id,
+        kind="generate",
+        queue=QUEUE,
+        request=body.model_dump(mode="json"),
+        spec=spec,
+        base=spec.base,
+        base_hash=spec.base_hash,
+        max_queued_jobs=max_queued_jobs,
+    )
+
+
+def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec:
+    """The spec of a request."""
+    if not body.prompt:
+        raise Invalid.at("/prompt", "Write what the picture should show.", code="empty-prompt")
+    prompt, negative = prompts.normal(body.prompt), prompts.normal(body.negative_prompt)
+    chosen = _chosen(session, owner_id, body)
+    base = _base(session, owner_id, body, [row for row, _ in chosen], prompts.tokens(prompt))
+    known = _placeholders(session, owner_id, prompts.tokens(prompt), base, [row for row, _ in chosen])
+    if not chosen:
+        ids = dict.fromkeys(each.weights_id for each in known.values())
+        chosen = [(owned.get(session, ConceptWeights, owner_id, weights_id), 1.0) for weights_id in ids]
+    _require_one_edit([row for row, _ in chosen])
+    if prompts.tokens(negative):
+        raise Invalid.at("/negative_prompt", "Tokens belong into the prompt.", code="token-in-negative")
+    text = prompts.resolved(prompt, known)
+    prompts.require_fit(session, base.id, text, {each.token: each.vectors for each in known.values()})
+    prompts.require_fit(session, base.id, negative, {}, "/negative_prompt")
+    width, height = _size(body, base)
+    defaults = base.defaults
+    scheduler = body.scheduler or defaults.scheduler
+    if scheduler not in {each.name for each in SCHEDULERS}:
+        raise Invalid.at("/scheduler", "There is no such scheduler.", code="unknown-scheduler")
+    return GenerateSpec(
+        prompt=prompt,
+        text=text,
+        negative_prompt=negative,
+        base=base.id,
+        base_hash=base.hash,
+        weights=[_pinned(session, row, scale) for row, scale in chosen],
+        num_images=body.num_images,
+        seed=body.seed if body.seed is not None else random.getrandbits(32),
+        num_inference_steps=body.num_inference_steps or defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale if body.guidance_scale is None else body.guidance_scale,
+        scheduler=scheduler,
+        width=width,
+        height=height,
+    )
+
+
+def _chosen(session: Session, owner_id: str, body: GenerationCreate) -> list[tuple[ConceptWeights, float]]:
+    choices = body.weights or []
+    if len({choice.id for choice in choices}) < len(choices):
+        raise Invalid.at("/weights", "The same weights are named twice.")
+    return [(owned.get(session, ConceptWeights, owner_id, choice.id), choice.scale) for choice in choices]
+
+
+def _base(
+    session: Session, owner_id: str, body: GenerationCreate, rows: list[ConceptWeights], names: list[str]
+) -> BaseModelInfo:
+    """The base that was named; else that of the weights; else that of the tokens' newest weights; else the only one."""
+    wanted = body.base
+    if wanted is None and rows:
+        wanted = rows[0].base
+    if wanted is None and names:
+        newest = (
+            select(ConceptWeights.base)
+            .join(WeightsConcept, WeightsConcept.weights_id == ConceptWeights.id)
+            .join(Concept, Concept.id == WeightsConcept.concept_id)
+            .where(Concept.owner_id == owner_id, Concept.token.in_(names), Concept.deleted_at.is_(None),
+                   ConceptWeights.deleted_at.is_(None))
+            .order_by(ConceptWeights.id.desc())
+            .limit(1)
+        )  # fmt: skip
+        wanted = session.scalar(newest)
+    base = bases.choose(session, wanted)
+    if any(row.base != base.id for row in rows):
+        raise Invalid.at("/weights", "These weights were learned on another base model.", code="other-base")
+    return base
+
+
+def _placeholders(
+    session: Session,
+    owner_id: str,
+    names: list[str],
+    base: BaseModelInfo,
+    rows: list[ConceptWeights],
+) -> Mapping[str, Placeholder]:
+    """What each token of the prompt stands for. Invalid for unknown and foreign tokens alike."""
+    known = _taught(session, rows) if rows else prompts.lookup(session, owner_id, names, base.id)
+    missing = [name for name in names if name not in known]
+    if not missing:
+        return {name: known[name] for name in names}
+    mine = prompts.untrained(session, owner_id, missing)
+    if not mine.issuperset(missing):
+        raise Invalid.at("/prompt", "The prompt names a concept that does not exist.", code="unknown-token")
+    if rows:
+        raise Invalid.at(
+            "/prompt", "The chosen weights do not teach every concept named.", code="token-not-taught"
+        )
+    raise Invalid.at(
+        "/prompt",
+        "A concept of the prompt has not been trained on this base yet. Train it first.",
+        code="untrained-token",
+    )
+
+
+def _taught(session: Session, rows: list[ConceptWeights]) -> dict[str, Placeholder]:
+    query = (
+        select(Concept.token, WeightsConcept.token, ConceptWeights)
+        .join(WeightsConcept, WeightsConcept.concept_id == Concept.id)
+        .join(ConceptWeights, ConceptWeights.id == WeightsConcept.weights_id)
+        .where(ConceptWeights.id.in_([row.id for row in rows]), Concept.deleted_at.is_(None))
+    )
+    return {name: prompts.placeholder(weights, taught) for name, taught, weights in session.execute(query)}
+
+
+def _require_one_edit(rows: list[ConceptWeights]) -> None:
+    if len(rows) > 1 and any(row.method not in COMPOSES_FREELY for row in rows):
+        raise Invalid.at(
+            "/prompt",
+            "These concepts were learned separately, and such weights must be merged before they share a prompt. "
+            "Train them together, or use one at a time.",
+            code="needs-merge",
+        )
+
+
+def _size(body: GenerationCreate, base: BaseModelInfo) -> tuple[int, int]:
+    sides = {"width": body.width or base.resolution, "height": body.height or base.resolution}
+    for name, side in sides.items():
+        if side > base.max_size or side % base.size_multiple:
+            raise Invalid.at(
+                f"/{name}",
+                f"Must be a multiple of {base.size_multiple}, at most {base.max_size} pixels.",
+                code="bad-size",
+            )
+    return sides["width"], sides["height"]
+
+
+def _pinned(session: Session, row: ConceptWeights, scale: float) -> PinnedWeights:
+    links = session.scalars(
+        select(WeightsConcept).where(WeightsConcept.weights_id == row.id).order_by(WeightsConcept.token)
+    ).all()
+    return PinnedWeights(
+        file=PinnedFile(id=row.id, storage_key=row.storage_key, sha256=row.sha256),
+        scale=scale,
+        tokens=[link.token for link in links],
+        concepts=[link.concept_id for link in links],
+    )
