@@ -36,8 +36,19 @@ class RunJob(Unit):
     checkpoints: str
     cache: str
     base_folder: str
-    done_indices: list[int] = Field(default_factory=list, description="images that earlier attempts published")
+    done_indices: list[int] = Field(
+        default_factory=list, description="images that earlier attempts published"
+    )
     checkpoint_s: float = 60.0
+    lease_s: float = Field(
+        default=20.0, description="without a `renew` for so long the executor releases by itself"
+    )
+
+
+class RenewLease(Unit):
+    """The database still says that this attempt holds the job."""
+
+    type: Literal["renew"] = "renew"
 
 
 class CancelJob(Unit):
@@ -108,7 +119,7 @@ class Note(Unit):
 
 
 class ImageDone(Unit):
-    """A finished picture in staging, to be published at once by a fenced commit."""
+    """A finished picture in staging, to be published at once by a fenced commit; its recipe stands in the file too."""
 
     type: Literal["image"] = "image"
     index: int
@@ -141,7 +152,7 @@ class Stopped(Unit):
     reason: Literal["cancelled", "released"]
 
 
-ToExecutor = Annotated[RunJob | CancelJob | FinishJob | ReleaseJob, Field(discriminator="type")]
+ToExecutor = Annotated[RunJob | RenewLease | CancelJob | FinishJob | ReleaseJob, Field(discriminator="type")]
 FromExecutor = Annotated[
     Ready | Progress | Loss | Preview | Checkpointed | Note | ImageDone | Succeeded | Failed | Stopped,
     Field(discriminator="type"),

@@ -190,11 +190,11 @@ def fail(session: Session, unit: Unit, error: dict[str, Any], max_attempts: int)
 
 
 def cancelled(session: Session, unit: Unit) -> bool:
-    """T10: the computation has stopped, the job is over."""
+    """T10: the computation has stopped as it was asked to, and there is nothing to keep."""
+    asked = or_(Job.cancel_requested_at.is_not(None), Job.finish_requested_at.is_not(None))
     return jobs.transition(
-        session, unit.job, "cancelled", Job.fence == unit.fence, Job.cancel_requested_at.is_not(None),
-        expected=("running",),
-    )  # fmt: skip
+        session, unit.job, "cancelled", Job.fence == unit.fence, asked, expected=("running",)
+    )
 
 
 def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: int) -> str | None:

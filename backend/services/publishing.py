@@ -98,7 +98,7 @@ def publish_preview(
     shown = Event("preview", {"step": step, "index": index, "prompt": prompt, "url": url})
     if not job_events.append(session, unit.job, [shown], Job.cancel_requested_at.is_(None), fence=unit.fence):
         return False
-    session.add(_artifact(job, unit, "preview", file, "image/webp"))
+    session.add(_artifact(job, unit, "preview", file, "image/png"))
     return True
 
 

@@ -1,0 +1,210 @@
+"""What each kind of job does: spec and local files in, one call of the science, files out.
+
+No database, no credentials, no queue; paths come with the job.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from backend.failpoints import fp
+from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
+from backend.schemas.generations import GenerateSpec
+from backend.schemas.methods import CARDS
+from backend.schemas.trainings import TrainSpec
+from worker import device
+from worker.bases import keep_description, kept_description
+from worker.executor import JobFailed, JobStopped
+from worker.ml.analysis import weight_change
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.errors import BaseUnusable, MLError
+from worker.ml.families import describe_base
+from worker.ml.methods import METHODS, ConceptExamples
+from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
+from worker.ml.sampling.engine import GenerationUnit, generate
+from worker.ml.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from worker.ml.training.loop import train
+from worker.model_cache import ModelCache
+from worker.pipe_run import PHASES, Reporter
+from worker.recipes import image_recipe, png_chunks
+
+
+class PipeRun:
+    """A ``worker.ml.run.Run`` that reports over the pipe and keeps checkpoints in the job's directory."""
+
+    def __init__(self, job: RunJob, reporter: Reporter) -> None:
+        self._job = job
+        self._reporter = reporter
+        self._checkpoints = Path(job.checkpoints)
+
+    @property
+    def checkpoint_s(self) -> float:
+        return self._job.checkpoint_s
+
+    def step(self, unit: str, done: int, total: int, **metrics: float) -> None:
+        phase = PHASES.get(unit, "training")
+        if "loss" in metrics:
+            self._reporter.loss(done, metrics["loss"])
+        if unit != "preview":
+            self._reporter.progress(phase, done, total)
+        if (asked := self._reporter.asked) is not None:
+            self._reporter.flush()
+            raise REQUESTS[asked]
+
+    def preview(self, unit: str, step: int, images: Sequence[PreviewImage]) -> None:
+        for image in images:
+            file = self._reporter.staging / f"preview-{unit}-{step}-{image.index}.png"
+            Image.fromarray(image.pixels).save(file)
+            self._reporter.send(
+                Preview(
+                    **self._reporter.tag, step=step, index=image.index, prompt=image.prompt, file=file.name
+                )
+            )
+
+    def checkpoint(self, unit: str, state: Checkpoint) -> None:
+        fp("checkpoint.before_write")
+        save_checkpoint(self._checkpoints / unit, state)
+        fp("checkpoint.after_write")
+        self._reporter.send(Checkpointed(**self._reporter.tag, step=state.step))
+
+    def resume(self, unit: str) -> Checkpoint | None:
+        found, discarded = load_newest(self._checkpoints / unit)
+        for name in discarded:
+            step = name.removeprefix("ckpt-")
+            self.note("checkpoint_discarded", f"The checkpoint of step {step} was damaged and was not used.")
+        if found is not None:
+            self.note("resumed", f"Resumed after step {found.step}.")
+        return found
+
+    def note(self, code: str, message: str) -> None:
+        self._reporter.note(code, message)
+
+
+class Workshop:
+    """The handlers of this installation, with the resident base model."""
+
+    def __init__(self) -> None:
+        self._models = ModelCache()
+        self._kinds: dict[str, Callable[[RunJob, Reporter], Succeeded]] = {
+            "train": self._train,
+            "generate": self._generate,
+        }
+
+    def start(self, config: dict[str, Any]) -> Ready:
+        """Set the device up, try it, and describe every base model that can be used."""
+        name = device.prepare(int(config["threads"]))
+        cache = Path(config["cache"])
+        bases, folders = [], {}
+        for folder in map(Path, config["base_folders"]):
+            try:
+                described = kept_description(folder, cache) or describe_base(folder)
+            except BaseUnusable as unusable:
+                device.log.warning("base model %s is not used: %s", folder.name, unusable)
+                continue
+            keep_description(folder, cache, described)
+            if described.id not in folders:
+                bases.append(described)
+                folders[described.id] = str(folder)
+        return Ready(device=name, bases=bases, base_folders=folders)
+
+    def handle(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        """Raises JobStopped, or whatever went wrong."""
+        device.reset_peak()
+        try:
+            return self._kinds[job.kind](job, reporter)
+        except Cancelled as cancelled:
+            raise JobStopped("cancelled") from cancelled
+        except Released as released:
+            raise JobStopped("released") from released
+
+    def verdict(self, error: BaseException) -> JobFailed:
+        """Code, sentence and whether another try may help."""
+        if isinstance(error, MLError):
+            return JobFailed(error.code, str(error), retryable=error.retryable)
+        if (fault := device.classify(error)) is not None:
+            return JobFailed(fault.code, fault.message, retryable=fault.retryable, sticky=fault.sticky)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return JobFailed(
+                "storage_full", "The worker's disk is full. Free some space and try again.", retryable=True
+            )
+        return JobFailed("internal", "Something in the worker went wrong; the log says more.")
+
+    # ---- kinds
+
+    def _train(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        spec = TrainSpec.model_validate(job.spec)
+        run = PipeRun(job, reporter)
+        reporter.progress("loading", 0, 0)
+        model = self._models.get(Path(job.base_folder))
+        method = METHODS.get(spec.method)
+        if method is None:
+            raise JobFailed("method_unsupported", f"The method {spec.method} is not known to this worker.")
+        concepts = [
+            ConceptExamples(
+                concept.token,
+                concept.class_noun,
+                concept.kind,
+                [Path(job.inputs[photo.storage_key]) for photo in concept.photos],
+            )
+            for concept in spec.concepts
+        ]
+        reporter.progress("preparing", 0, 0)
+        trainee = method.trainee(
+            model,
+            concepts,
+            CARDS[spec.method].params_type.model_validate(spec.params),
+            seed=spec.seed,
+            prior_dir=Path(job.cache) / "prior",
+            previews=spec.previews,
+            run=run,
+        )
+        [weights] = train(model, [trainee], run)
+        reporter.progress("saving", weights.manifest.steps, weights.manifest.steps)
+        analysis = weight_change(model, weights)
+        file = reporter.staging / "weights.safetensors"
+        weights.save(file)
+        report = {"analysis": analysis.model_dump(mode="json"), "steps": weights.manifest.steps}
+        return Succeeded(
+            **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
+        )
+
+    def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        spec = GenerateSpec.model_validate(job.spec)
+        run = PipeRun(job, reporter)
+        reporter.progress("loading", 0, 0)
+        model = self._models.get(Path(job.base_folder))
+        weights = tuple(
+            (ConceptWeights.load(Path(job.inputs[used.file.storage_key])), used.scale)
+            for used in spec.weights
+        )
+        units = [
+            GenerationUnit(
+                index=index,
+                text=spec.text,
+                negative_text=spec.negative_prompt,
+                seed=(spec.seed + index) % 2**32,
+                num_inference_steps=spec.num_inference_steps,
+                guidance_scale=spec.guidance_scale,
+                scheduler=spec.scheduler,
+                width=spec.width,
+                height=spec.height,
+                weights=weights,
+            )
+            for index in range(spec.num_images)
+            if index not in job.done_indices
+        ]
+        for unit, pixels in generate(model, units, run):
+            file = reporter.staging / f"image-{unit.index}.png"
+            Image.fromarray(pixels).save(file, pnginfo=png_chunks(image_recipe(spec, unit.index)))
+            reporter.image(unit.index, unit.seed, file)
+        return Succeeded(**reporter.tag, files={}, report={}, peak_memory_bytes=device.peak_bytes())
+
+
+def handlers() -> Workshop:
+    """What ``worker.executor`` asks this module for."""
+    return Workshop()

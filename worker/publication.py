@@ -1,0 +1,128 @@
+"""From staging to the studio: verify, move into storage, commit with the fence (reliability 2.4).
+
+Files are moved before the commit, so a crash between the two leaves an unreferenced file that garbage collection
+removes, never a row without its file. ``False`` means that nothing was published and nothing may be any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from backend.failpoints import fp
+from backend.models import Artifact, Job
+from backend.schemas.executor import ImageDone, Preview, Succeeded
+from backend.schemas.generations import GenerateSpec
+from backend.schemas.trainings import TrainSpec
+from backend.services import publishing
+from backend.services.publishing import NewImage, NewWeights
+from backend.storage import Storage, Stored
+from worker.attempt import Attempt
+from worker.recipes import image_recipe
+from worker.verification import OutputInvalid, verified_picture, verified_weights
+
+Result = TypeVar("Result")
+
+
+class Commit(Protocol):
+    """Runs a function in a write transaction; again while the database is away and the lease may still live."""
+
+    def __call__(self, write: Callable[[Session], Result], /) -> Result: ...
+
+
+class Publication:
+    """Publishes what an executor leaves in an attempt's staging. Every method may raise OutputInvalid."""
+
+    def __init__(self, storage: Storage, commit: Commit) -> None:
+        self._storage = storage
+        self._commit = commit
+
+    def image(self, attempt: Attempt, done: ImageDone) -> bool:
+        """One finished picture of a generation."""
+        spec = GenerateSpec.model_validate(attempt.spec)
+        path = _inside(attempt.staging, done.file)
+        thumbnail = verified_picture(path, (spec.width, spec.height))
+        recipe = image_recipe(spec, done.index)
+        new = NewImage(done.index, recipe, self._storage.adopt(path), self._storage.put(thumbnail))
+        fp("publish.after_rename")
+        return self._settle(
+            lambda session: publishing.publish_image(session, attempt.unit, new) is not None,
+            lambda session: _referenced(session, new.file),
+            [new.file, new.thumbnail],
+        )
+
+    def preview(self, attempt: Attempt, shown: Preview) -> bool:
+        """One preview of a training."""
+        path = _inside(attempt.staging, shown.file)
+        verified_picture(path)
+        file = self._storage.adopt(path)
+        return self._settle(
+            lambda session: publishing.publish_preview(
+                session, attempt.unit, file, step=shown.step, index=shown.index, prompt=shown.prompt
+            ),
+            lambda session: _referenced(session, file),
+            [file],
+        )
+
+    def success(self, attempt: Attempt, done: Succeeded) -> bool:
+        """The end of a job, with its weights if it made any."""
+        weights = self._weights(attempt, done) if "weights" in done.files else None
+        fp("publish.after_rename")
+        metrics = attempt.metrics(done.peak_memory_bytes)
+        told: dict[str, Any] = {} if weights is not None else {"report": done.report} if done.report else {}
+        published = self._settle(
+            lambda session: publishing.succeed(
+                session, attempt.unit, result=told, metrics=metrics, weights=weights
+            ),
+            lambda session: _ended(session, attempt),
+            [weights.file] if weights is not None else [],
+        )
+        fp("publish.after_commit")
+        return published
+
+    def _weights(self, attempt: Attempt, done: Succeeded) -> NewWeights:
+        spec = TrainSpec.model_validate(attempt.spec)
+        path = _inside(attempt.staging, done.files["weights"])
+        manifest = verified_weights(path, spec)
+        report = dict(done.report)
+        analysis = report.pop("analysis", None)
+        return NewWeights(manifest, analysis, report, self._storage.adopt(path), spec.concepts)
+
+    def _settle(
+        self, write: Callable[[Session], bool], stands: Callable[[Session], bool], files: list[Stored]
+    ) -> bool:
+        """Commit; where that seems to fail, look whether an earlier try of the same commit arrived after all."""
+        try:
+            done = self._commit(write)
+        except IntegrityError:
+            done = False
+        if not done:
+            done = self._commit(stands)
+        if not done:
+            for file in files:
+                self._storage.delete(file.key)
+        return done
+
+
+def _inside(staging: Path, name: str) -> Path:
+    """A plain file directly in staging. Raises OutputInvalid."""
+    path = staging / name
+    if Path(name).name != name or not path.is_file() or path.is_symlink():
+        raise OutputInvalid("the executor named a file that is not in its staging directory")
+    return path
+
+
+def _referenced(session: Session, file: Stored) -> bool:
+    return session.scalar(select(Artifact.id).where(Artifact.storage_key == file.key)) is not None
+
+
+def _ended(session: Session, attempt: Attempt) -> bool:
+    ours = select(Job.id).where(
+        Job.id == attempt.unit.job, Job.fence == attempt.unit.fence, Job.state == "succeeded"
+    )
+    return session.scalar(ours) is not None

@@ -1,0 +1,51 @@
+"""How a picture says what made it: its recipe, and the two text chunks of its PNG (product 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backend.schemas.generations import SCHEDULERS, GenerateSpec, ImageRecipe, WeightsChoice
+from backend.schemas.version import VERSION
+
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
+
+def image_recipe(spec: GenerateSpec, index: int) -> ImageRecipe:
+    """All that draws image ``index`` of the job again."""
+    return ImageRecipe(
+        prompt=spec.prompt, text=spec.text, negative_prompt=spec.negative_prompt, base=spec.base,
+        base_hash=spec.base_hash, weights=[WeightsChoice(id=w.file.id, scale=w.scale) for w in spec.weights],
+        seed=(spec.seed + index) % 2**32, num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale, scheduler=spec.scheduler, width=spec.width, height=spec.height,
+        code_version=VERSION,
+    )  # fmt: skip
+
+
+def parameters_text(recipe: ImageRecipe) -> str:
+    """The ``parameters`` chunk in the form that A1111 writes and other programs parse."""
+    titles: dict[str, str] = {scheduler.name: scheduler.title for scheduler in SCHEDULERS}
+    lines = [recipe.text]
+    if recipe.negative_prompt:
+        lines.append(f"Negative prompt: {recipe.negative_prompt}")
+    facts = {
+        "Steps": recipe.num_inference_steps,
+        "Sampler": titles.get(recipe.scheduler, recipe.scheduler),
+        "CFG scale": recipe.guidance_scale,
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model hash": recipe.base_hash[:10],
+        "Model": recipe.base,
+        "Version": f"moongate {recipe.code_version}",
+    }
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
+
+
+def png_chunks(recipe: ImageRecipe) -> PngInfo:
+    """``parameters`` and ``moongate`` as text chunks; there is no other metadata."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_itxt("parameters", parameters_text(recipe))
+    chunks.add_itxt("moongate", recipe.model_dump_json())
+    return chunks

@@ -1,0 +1,317 @@
+"""The supervisor: claims jobs, keeps their leases, has the executor compute them, publishes what comes back.
+
+One long-lived thread does everything in turns: it waits for the doorbell, the executor or the next clock, then looks
+after each. It owns database and storage and never touches a tensor. In a bad moment:
+
+- the executor dies: the job goes back to the queue with a note and resumes in a new executor, in seconds;
+- the database is away: it tries again; after two thirds of a lease without success the executor stops by itself;
+- the lease is lost: the executor is stopped and nothing is published;
+- it is told to stop: the job writes a checkpoint and goes back to the queue, its attempt not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from backend.db import Database
+from backend.failpoints import fp
+from backend.schemas.executor import FromExecutor, Ready, RenewLease, RunJob, Unit
+from backend.services import leases, publishing, workers
+from backend.services.job_events import note
+from backend.settings import Settings
+from backend.storage import Storage
+from worker.attempt import Attempt
+from worker.bases import base_folders, kept_description
+from worker.executor_process import Died, ExecutorProcess
+from worker.inputs import InputInvalid, verified_inputs
+from worker.lease_keeper import LeaseKeeper
+from worker.outcomes import Outcomes
+from worker.patience import LeaseLost, Patience
+from worker.slot import Slot, device_name
+
+_log = structlog.get_logger(__name__)
+SERVER_LOOK_S = 15.0
+STICKY_FAULTS, STICKY_WITHIN_S = 3, 600.0
+JOBS_PER_EXECUTOR = 200
+RSS_SHARE = 0.6
+"""An executor that keeps more than this share of the machine's memory between jobs is replaced."""
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What an executor of this installation can do: its handlers module, and the newest spec of each kind."""
+
+    handlers: str
+    kinds: dict[str, int]
+
+
+STUDIO = Trade("worker.handlers", {"train": 1, "generate": 1})
+
+
+def executor_threads(settings: Settings) -> int:
+    """One fewer than the cores, and one where there are two: more is ten times slower there."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.torch_threads or (max(1, cores - 1) if cores > 2 else 1)
+
+
+class Supervisor:
+    """``run`` in one thread until ``stop`` from any other. ``wake`` makes it look at the table now."""
+
+    def __init__(
+        self, settings: Settings, trade: Trade = STUDIO, queues: tuple[str, ...] | None = None
+    ) -> None:
+        self._settings = settings
+        self._trade = trade
+        self._slot = Slot(settings.work_dir / "slots", device_name())
+        self._queues = queues or ("gen_any", "train_any", "cpu", f"slot_{device_name()}")
+        self._database = Database(settings.database, pool_size=2)
+        self._storage = Storage(settings.storage_dir, settings.low_water_bytes)
+        self._cache = settings.work_dir / "cache"
+        self._folders = base_folders(settings.shipped_base_models, settings.base_models)
+        self._executor = ExecutorProcess(
+            {
+                "handlers": trade.handlers,
+                "threads": executor_threads(settings),
+                "cache": str(self._cache),
+                "base_folders": [str(folder) for folder in self._folders],
+            },
+            [trade.handlers],
+            executor_threads(settings),
+        )
+        self._patience = Patience(self._database, settings.lease_s)
+        self._keeper = LeaseKeeper(self._database, self._executor, settings)
+        self._outcomes = Outcomes(self._patience, self._storage, settings)
+        self._stopping = threading.Event()
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._look_s = settings.doorbell_s if not settings.redis_url else SERVER_LOOK_S
+        self._look_at = 0.0
+        self._beat_at = 0.0
+        self._worker_id = ""
+        self._ready: Ready | None = None
+        self._attempt: Attempt | None = None
+        self._faults: list[float] = []
+        self._jobs_done = 0
+
+    # ---- from other threads
+
+    def wake(self) -> None:
+        """A hint arrived."""
+        with contextlib.suppress(BlockingIOError):  # full: it is awake
+            os.write(self._wake_w, b"!")
+
+    def stop(self) -> None:
+        """Give the job back and end. Returns at once; ``run`` returns when it is done."""
+        self._stopping.set()
+        self.wake()
+
+    # ---- the thread
+
+    def run(self, doorbell: int | None = None) -> None:
+        """Serve until told to stop. ``doorbell``: a descriptor that becomes readable when there may be work.
+
+        Raises SlotTaken when another supervisor holds the device.
+        """
+        self._slot.take()
+        try:
+            self._begin()
+            while not self._stopping.is_set() or self._attempt is not None:
+                self._turn(doorbell)
+            self._say_goodbye()
+        finally:
+            self._executor.close()
+            self._database.close()
+            self._slot.leave()
+
+    def _begin(self) -> None:
+        """Register, and take back at once what an earlier supervisor of this slot left running: the lock that is held
+        now says that it is gone, and its executor went with it."""
+        while not self._stopping.is_set():
+            try:
+                with self._database.write() as session:
+                    self._worker_id = workers.hello(session, self._slot.name, device_name())
+                    for unit in leases.abandoned(session, self._slot.name, self._worker_id):
+                        self._take_back(session, unit)
+                    known = [kept_description(folder, self._cache) for folder in self._folders]
+                    workers.register_bases(session, self._worker_id, [base for base in known if base])
+                return
+            except OperationalError as error:
+                _log.warning("database_away", error=type(error.orig).__name__)
+                self._stopping.wait(1.0)
+
+    def _take_back(self, session: Session, unit: Unit) -> None:
+        cause = note("worker_lost", "The worker that ran this job was killed; another has taken over.")
+        state = leases.requeue_after_death(session, unit, cause, self._settings.max_deaths)
+        _log.warning("job_rescued", job=unit.job, state=state)
+
+    def _turn(self, doorbell: int | None) -> None:
+        self._executor.ensure()
+        if self._wait(doorbell):
+            self._look_at = 0.0
+            self._keeper.look_now()
+        for message in self._executor.poll():
+            self._receive(message)
+        try:
+            self._beat()
+            self._tend()
+            self._claim()
+        except OperationalError as error:
+            _log.warning("database_away", error=type(error.orig).__name__)
+            self._stopping.wait(0.5)
+
+    def _wait(self, doorbell: int | None) -> bool:
+        """Until something happens, at most a moment; whether somebody rang."""
+        at = time.monotonic()
+        pause = min(self._look_at, self._beat_at) - at
+        if self._attempt is not None:
+            pause = min(pause, 0.1)
+        bells = [self._wake_r] + ([doorbell] if doorbell is not None else [])
+        ready = select.select([*bells, *self._executor.descriptors], [], [], min(max(pause, 0.0), 0.5))[0]
+        rung = [bell for bell in bells if bell in ready]
+        for bell in rung:
+            os.read(bell, 65536)
+        return bool(rung)
+
+    def _beat(self) -> None:
+        """Tell the database that this worker lives, and what it does."""
+        at = time.monotonic()
+        if at < self._beat_at:
+            return
+        self._beat_at = at + self._settings.heartbeat_s
+        with self._database.write() as session:
+            workers.beat(
+                session, self._worker_id, self._state(), memory={"rss_bytes": self._executor.rss_bytes()}
+            )
+
+    def _state(self) -> str:
+        if self._defunct():
+            return "defunct"
+        if self._ready is None:
+            return "starting"
+        return "busy" if self._attempt is not None else "ready"
+
+    def _defunct(self) -> bool:
+        """Three device faults in ten minutes: better claim nothing than spoil every job."""
+        recent = [at for at in self._faults if time.monotonic() - at < STICKY_WITHIN_S]
+        return len(recent) >= STICKY_FAULTS
+
+    # ---- the current job
+
+    def _tend(self) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if self._stopping.is_set():
+            self._keeper.release(attempt)
+        if self._keeper.tend(attempt, self._worker_id):
+            self._executor.send(RenewLease(job=attempt.unit.job, fence=attempt.unit.fence))
+        if attempt.due() and not attempt.lost:
+            self._outcomes.write(attempt)
+
+    def _receive(self, message: FromExecutor | Died) -> None:
+        if isinstance(message, Ready):
+            self._executor.healthy()
+            self._ready = message
+            self._jobs_done = 0
+            self._look_at = self._beat_at = 0.0
+            self._patience.commit(
+                lambda session: workers.register_bases(session, self._worker_id, message.bases)
+            )
+            _log.info("executor_ready", device=message.device, bases=[base.id for base in message.bases])
+            return
+        if isinstance(message, Died):
+            _log.warning("executor_died", how=message.words, job=self._attempt and self._attempt.unit.job)
+            self._ready = None
+            self._beat_at = 0.0
+        attempt = self._attempt
+        if attempt is None or (isinstance(message, Unit) and not _same(message, attempt)):
+            return
+        try:
+            over = self._outcomes.take(attempt, message)
+        except LeaseLost:
+            _log.warning("lease_lost", job=attempt.unit.job)
+            attempt.lost = over = True
+            self._executor.kill()
+        if over:
+            self._over(attempt)
+
+    def _over(self, attempt: Attempt) -> None:
+        self._attempt = None
+        self._jobs_done += 1
+        if attempt.lost:
+            attempt.sweep(checkpoints=False)
+        self._look_at = self._beat_at = 0.0
+        if attempt.spoilt_device:
+            self._faults.append(time.monotonic())
+        spent = (
+            self._jobs_done >= JOBS_PER_EXECUTOR or self._executor.rss_bytes() > RSS_SHARE * _memory_bytes()
+        )
+        if attempt.spoilt_device or spent:
+            self._ready = None
+            self._executor.kill()
+
+    def _claim(self) -> None:
+        at = time.monotonic()
+        idle = self._attempt is None and self._ready is not None
+        if not idle or at < self._look_at or self._stopping.is_set() or self._defunct():
+            return
+        self._look_at = at + self._look_s
+        assert self._ready is not None
+        hashes = {base.hash: self._ready.base_folders[base.id] for base in self._ready.bases}
+        with self._database.write() as session:
+            job = leases.claim(
+                session, self._worker_id, queues=self._queues, kinds=self._trade.kinds, base_hashes=hashes
+            )
+            done = publishing.image_indices(session, job.id) if job is not None else []
+        if job is None:
+            return
+        fp("claim.after_commit")
+        attempt = self._attempt = Attempt.of(job, self._settings.work_dir)
+        _log.info("job_claimed", job=job.id, kind=job.kind, attempt=job.attempt, fence=job.fence)
+        self._patience.hold(attempt)
+        self._outcomes.begin(attempt, job)
+        try:
+            inputs = verified_inputs(self._storage, job.kind, job.spec)
+        except InputInvalid as invalid:
+            self._outcomes.refuse(attempt, "input_invalid", str(invalid))
+            self._over(attempt)
+            return
+        self._executor.send(
+            RunJob(
+                job=job.id,
+                fence=job.fence,
+                kind=job.kind,
+                spec=job.spec,
+                inputs=inputs,
+                staging=str(attempt.staging),
+                checkpoints=str(attempt.checkpoints),
+                cache=str(self._cache),
+                base_folder=hashes.get(job.base_hash, ""),
+                done_indices=done,
+                checkpoint_s=self._settings.checkpoint_s,
+                lease_s=self._settings.lease_s * 2 / 3,
+            )
+        )
+
+    def _say_goodbye(self) -> None:
+        try:
+            with self._database.write() as session:
+                workers.goodbye(session, self._worker_id)
+        except OperationalError:
+            _log.warning("goodbye_unheard")
+
+
+def _same(message: Unit, attempt: Attempt) -> bool:
+    return (message.job, message.fence) == (attempt.unit.job, attempt.unit.fence)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,95 @@
+"""The last look before something is published: whatever the executor left is read again, without tensor libraries.
+
+Weights must be safetensors, finite, and say in their header what the job asked for; pictures must decode.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from backend.schemas.trainings import TrainSpec
+from backend.schemas.weights import WeightsManifest
+
+_HEADER_LIMIT_BYTES = 8_000_000
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+THUMBNAIL_PX = 384
+
+
+class OutputInvalid(Exception):
+    """What the executor left cannot be published; ``str`` says why, for the log."""
+
+
+def weights_manifest(path: Path) -> WeightsManifest:
+    """The manifest of a weights file whose tensors are complete and finite. Raises OutputInvalid."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= _HEADER_LIMIT_BYTES:
+            raise OutputInvalid("the header has an impossible length")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            manifest = WeightsManifest.model_validate_json(header.pop("__metadata__")["moongate"])
+        except (ValueError, KeyError, ValidationError) as error:
+            raise OutputInvalid("the header cannot be read") from error
+        start = 8 + length
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        if not ends or path.stat().st_size != start + max(ends):
+            raise OutputInvalid("the file is longer or shorter than its header says")
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            file.seek(start + first)
+            if not _finite(file.read(last - first), entry["dtype"]):
+                raise OutputInvalid(f"{name} is not finite")
+    return manifest
+
+
+def _finite(content: bytes, dtype: str) -> bool:
+    if dtype in _FLOATS:
+        return bool(np.isfinite(np.frombuffer(content, _FLOATS[dtype])).all())
+    if dtype == "BF16":  # the upper half of a float32: all exponent bits set means infinite or not a number
+        return bool(((np.frombuffer(content, "<u2") & 0x7F80) != 0x7F80).all())
+    return True
+
+
+def verified_weights(path: Path, spec: TrainSpec) -> WeightsManifest:
+    """The same, and the manifest is about this training. Raises OutputInvalid."""
+    manifest = weights_manifest(path)
+    asked = (
+        spec.method,
+        spec.base,
+        spec.base_hash,
+        spec.seed,
+        sorted(concept.token for concept in spec.concepts),
+    )
+    got = (
+        manifest.method,
+        manifest.base,
+        manifest.base_hash,
+        manifest.seed,
+        sorted(t.token for t in manifest.tokens),
+    )
+    if asked != got:
+        raise OutputInvalid("the manifest is about another training")
+    return manifest
+
+
+def verified_picture(path: Path, size: tuple[int, int] | None = None) -> bytes:
+    """The bytes of a thumbnail (WebP) of a picture that decodes, and has ``size``. Raises OutputInvalid."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()
+            if size is not None and picture.size != size:
+                raise OutputInvalid(f"the picture is {picture.size}, not {size}")
+            small = picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OutputInvalid("the picture does not decode") from error
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=85, method=4)
+    return out.getvalue()
