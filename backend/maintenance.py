@@ -72,6 +72,7 @@ class Maintenance:
         self._database = database
         self._storage = storage
         self._doorbell = doorbell
+        self._owns_database = False
         self._me = new_id()
         self._leases = StandstillWatch()
         self._leader = StandstillWatch()
@@ -83,7 +84,9 @@ class Maintenance:
     def of(cls, settings: Settings) -> Maintenance:
         """With a database connection and a storage of its own."""
         storage = Storage(settings.storage_dir, settings.low_water_bytes)
-        return cls(settings, Database(settings.database, pool_size=1), storage, Doorbell(settings))
+        made = cls(settings, Database(settings.database, pool_size=1), storage, Doorbell(settings))
+        made._owns_database = True
+        return made
 
     def start(self) -> None:
         self._thread.start()
@@ -93,7 +96,8 @@ class Maintenance:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
-        self._database.close()
+        if self._owns_database:
+            self._database.close()
 
     def _run(self) -> None:
         while not self._ended.wait(self._settings.sweep_s):
