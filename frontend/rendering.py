@@ -62,7 +62,7 @@ ENVIRONMENT = _environment()
 
 def render(request: Request, template: str, status: int = 200, **view: Any) -> HTMLResponse:
     """A page or a fragment. ``here`` marks the place in the rail."""
-    first = "/" + request.url.path.split("/")[1]
+    first = "/" + request.scope["path"].split("/")[1]
     page = ENVIRONMENT.get_template(template).render(here=view.pop("here", first), **view)
     return HTMLResponse(page, status_code=status, headers={"Cache-Control": "no-store"})
 

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from backend.schemas.images import Image
 from backend.schemas.jobs import Job
-from backend.services import jobs
+from backend.services import images, jobs
 from frontend import job_view, phrases, worker_view
 from frontend.asking import Owner, Studied
 from frontend.rendering import PageRoute, is_fragment, render
@@ -27,6 +28,7 @@ class Item:
     headline: str
     sentence: str
     picture: str | None
+    drawn: Image | None
     ring: float | None
 
 
@@ -53,13 +55,15 @@ def queue(request: Request, studio: Studied, owner: Owner) -> Response:
 
 def _item(session: Session, owner: str, job: Job) -> Item:
     taught = job_view.concepts_of(session, owner, job)
+    drawn, _ = images.page(session, owner, job=job.id, limit=1)
     photos = taught[0].photos if taught else []
     ring = job_view.History(session, owner, job).ring() if job.state == "running" else None
     ended = f", {phrases.ago(job.finished_at)}" if job.finished_at else ""
     return Item(
         job=job,
         headline=job_view.headline(job, taught),
-        sentence=f"{phrases.kind(job.kind)}. {job_view.sentence(job)}{ended}",
+        sentence=f"{job_view.sentence(job)}{ended}",
         picture=photos[0].thumbnail_url if photos else None,
+        drawn=images.to_schema(session, drawn[0]) if drawn else None,
         ring=ring,
     )

@@ -29,16 +29,17 @@ function reopen() {
     const jobs = [...logs.keys()].filter((job) => !isOver(job));
     if (jobs.length === 0) return;
     source = new EventSource(`/api/v1/events?jobs=${jobs.join(",")}`);
-    for (const type of TYPES) source.addEventListener(type, deliver);
+    for (const type of TYPES) source.addEventListener(type, (message) => deliver(message, jobs));
   });
 }
 
-function deliver(message) {
-  const [job, number] = message.lastEventId.split(":");
+/** The stream's id holds the number of the newest event of every job, in the order they were asked for. */
+function deliver(message, jobs) {
+  const { job, ...data } = JSON.parse(message.data);
   const log = logs.get(job);
-  const seq = Number(number);
+  const seq = Number(message.lastEventId.split("-").at(-1).split(".")[jobs.indexOf(job)]);
   if (!log || seq <= (log.at(-1)?.seq ?? 0)) return; // seen before: the stream began again
-  const event = { ...JSON.parse(message.data), seq, type: message.type };
+  const event = { ...data, seq, type: message.type };
   log.push(event);
   for (const listener of [...listeners.get(job)]) listener(event);
   if (message.type === "done" && [...logs.keys()].every(isOver)) {
