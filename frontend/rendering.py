@@ -51,7 +51,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(static=static, rail=RAIL, phases=phrases.PHASES)
+    modules = sorted(path.name for path in (STATIC / "elements").glob("*.js"))
+    environment.globals.update(static=static, rail=RAIL, phases=phrases.PHASES, modules=modules)
     environment.filters.update(phrases.FILTERS | pictures.FILTERS)
     environment.filters["json"] = lambda value: json.dumps(value, default=str)
     return environment

@@ -63,6 +63,7 @@ class PhotoDrop extends HTMLElement {
     card.request?.abort();
     if (card.id) await fetch(`${this.upload}/${card.id}`, { method: "DELETE" });
     card.element.remove();
+    if (this.concept) this.pump();
   }
 
   pump() {
@@ -105,7 +106,10 @@ class PhotoDrop extends HTMLElement {
     const troubled = this.querySelector("[data-said]:not(:empty)");
     const done = this.querySelector("[data-continue]");
     if (this.concept && !troubled) location.assign(this.concept);
-    else if (this.concept && done) Object.assign(done, { hidden: false, href: this.concept });
+    else if (this.concept) {
+      Object.assign(done, { hidden: false, href: this.concept });
+      this.form.querySelector("[data-fields] [type=submit]").hidden = true;
+    }
     else if (!troubled) location.reload();
     else this.dispatchEvent(new Event("uploaded"));
   }
@@ -121,6 +125,7 @@ class PhotoDrop extends HTMLElement {
     if (answer.redirected) {
       this.concept = answer.url;
       this.upload = `/api/v1${new URL(answer.url).pathname}/photos`;
+      for (const sentence of this.form.querySelectorAll("[data-fields] .wrong")) sentence.remove();
       this.form.querySelector("[data-fields]").disabled = true;
       this.pump();
       return;

@@ -35,7 +35,7 @@ class PreviewStrip extends HTMLElement {
     Object.assign(picture, { src: url, alt: `${prompt}, at step ${step}`, title: prompt, width: 128, height: 128 });
     picture.dataset.index = index;
     const after = [...column.querySelectorAll("img")].find((other) => Number(other.dataset.index) > index);
-    column.insertBefore(picture, after ?? null);
+    column.insertBefore(picture, after ?? column.querySelector("span"));
     this.scrollLeft = this.scrollWidth;
   }
 }

@@ -104,6 +104,11 @@ class PromptBox extends HTMLElement {
     this.changed(false);
   }
 
+  /** The token under the caret while completions are offered: it is not wrong yet. */
+  typing() {
+    return this.options.hidden ? null : this.started()?.toLowerCase();
+  }
+
   // ---- the check
 
   async check() {
@@ -124,12 +129,13 @@ class PromptBox extends HTMLElement {
     if (this.field.value.trim() !== prompt) return; // an older answer
     if (answer.ok) counter.textContent = `${told.tokens} of ${told.limit} tokens`;
     const sentences = answer.ok
-      ? told.unknown.map((token) => `Nothing has been taught under @${token} on this base model.`)
+      ? told.unknown.filter((token) => token !== this.typing()).map((token) => `Nothing has been taught under @${token} on this base model.`)
       : [told.errors?.[0]?.detail ?? told.detail];
     if (answer.ok && told.tokens > told.limit) sentences.push("The prompt is too long for the text encoder. Shorten it.");
     problem.textContent = sentences.join(" ");
     problem.hidden = sentences.length === 0;
-    this.field.setAttribute("aria-invalid", sentences.length > 0 ? "true" : "false");
+    if (sentences.length > 0) this.field.setAttribute("aria-invalid", "true");
+    else this.field.removeAttribute("aria-invalid");
   }
 }
 
