@@ -11,7 +11,7 @@ matrix; at ``s = 0`` nothing of the edit is touched, so the result is the base m
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 
 
 class MatrixChange(Protocol):
-    """A change ``dW`` [o, d] of one key or value matrix: dense today; factored or gated ones have the same
-    two faces.
-    """
-
-    def apply(self, states: Tensor) -> Tensor:
-        """``states dW^T``: [..., d] -> [..., o], differentiable."""
+    """A change ``dW`` [o, d] of one key or value matrix, however it is held."""
 
     def dense(self) -> Tensor:
-        """``dW`` itself, [o, d]."""
+        """``dW`` itself, [o, d], differentiable in what it is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +37,6 @@ class DenseChange:
     """``dW`` held as a matrix [o, d]."""
 
     matrix: Tensor
-
-    def apply(self, states: Tensor) -> Tensor:
-        return functional.linear(states, self.matrix.to(device=states.device, dtype=states.dtype))
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -154,49 +146,58 @@ def text_kv(
     `PromptTooLong`.
     """
     states = _text_states(model, prompts, cache)
-    users = _users(prompts)
+    stacks = _stacks(prompts)
     layers = model.cross_attention()
-    keys = tuple(_project(layer.key, states, users) for layer in layers)
-    values = tuple(_project(layer.value, states, users) for layer in layers)
+    keys = tuple(_project(layer.key, states, stacks) for layer in layers)
+    values = tuple(_project(layer.value, states, stacks) for layer in layers)
     if detach_first:
         keys, values = tuple(map(_first_detached, keys)), tuple(map(_first_detached, values))
     return Conditioning(TextKV(keys, values))
 
 
-@dataclass
-class _Use:
-    """Rows on which an edit's sites act, with their scales."""
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Rows whose sites are changed by the same edits at the same scales."""
 
-    edit: TextEdit
-    rows: list[int] = field(default_factory=list)
-    scales: list[float] = field(default_factory=list)
+    changes: tuple[tuple[TextEdit, float], ...]
+    rows: list[int]
 
 
-def _users(prompts: Sequence[Prompt]) -> list[_Use]:
-    uses: dict[int, _Use] = {}
+def _stacks(prompts: Sequence[Prompt]) -> list[_Stack]:
+    stacks: dict[tuple[tuple[TextEdit, float], ...], _Stack] = {}
     for row, prompt in enumerate(prompts):
-        for edit, scale in prompt.edits:
-            if scale != 0.0 and (edit.negative or not prompt.negative):
-                use = uses.setdefault(id(edit), _Use(edit))
-                use.rows.append(row)
-                use.scales.append(scale)
-    return list(uses.values())
+        acting = tuple(
+            (edit, scale)
+            for edit, scale in prompt.edits
+            if scale != 0.0 and (edit.negative or not prompt.negative)
+        )
+        stacks.setdefault(acting, _Stack(acting, [])).rows.append(row)
+    return list(stacks.values())
 
 
-def _project(site: Site, states: Tensor, users: Sequence[_Use]) -> Tensor:
-    """``states W^T + sum of s_i states dW_i^T`` on the rows that use edit i: [B, T, d] -> [B, T, inner]."""
-    projected = site.apply(states)
-    for use in users:
-        change = use.edit.sites.get(site.name)
-        if change is None:
-            continue
-        everywhere = use.rows == list(range(len(states)))
-        rows = torch.tensor(use.rows, device=states.device)
-        added = change.apply(states if everywhere else states.index_select(0, rows))
-        if any(scale != 1.0 for scale in use.scales):
-            added = added * torch.tensor(use.scales, device=states.device, dtype=added.dtype)[:, None, None]
-        projected = projected + added if everywhere else projected.index_add(0, rows, added)
+def _project(site: Site, states: Tensor, stacks: Sequence[_Stack]) -> Tensor:
+    """``states (W + sum of s_i dW_i)^T`` with each row's own edits: [B, T, d] -> [B, T, inner].
+
+    One matrix product per stack of edits; rows without edits go through the base's own module.
+    """
+    if len(stacks) == 1:
+        return _projected(site, states, stacks[0].changes)
+    projected = states.new_zeros(*states.shape[:2], site.weight.shape[0])
+    for stack in stacks:
+        rows = torch.tensor(stack.rows, device=states.device)
+        part = _projected(site, states.index_select(0, rows), stack.changes)
+        projected = projected.index_copy(0, rows, part)
     return projected
+
+
+def _projected(site: Site, states: Tensor, changes: Sequence[tuple[TextEdit, float]]) -> Tensor:
+    moved = [(edit.sites[site.name].dense(), scale) for edit, scale in changes if site.name in edit.sites]
+    if not moved:
+        return site.apply(states)
+    weight = site.weight
+    for change, scale in moved:
+        weight = weight + (change if scale == 1.0 else scale * change).to(weight)
+    return functional.linear(states, weight)
 
 
 def _first_detached(projected: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -202,7 +203,7 @@ def load(folder: Path, description: BaseDescription, device: str, dtype: torch.d
                 dtype=dtype,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
             raise BaseUnusable(
                 f"The {component} of the base model cannot be loaded: {_first_line(error)}"
             ) from error

@@ -204,7 +204,6 @@ def prepare(
             concept.photos,
             seed=seed,
             stream=f"photos/{concept.token}",
-            draws=-(-params.steps * params.batch_size // len(concepts)),
             augment=params.augment,
             flip=params.flip,
             run=run,

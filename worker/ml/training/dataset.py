@@ -24,6 +24,8 @@ from worker.ml.training.augmentation import draw_view, open_square, render
 
 VIEWS_PER_PHOTO = 24
 VIEWS_PER_PLAIN_PHOTO = 4
+VIEWS_IN_ALL = 480
+"""Above twenty photos each gets fewer views, though never fewer than a plain one."""
 ENCODED_AT_ONCE = 4
 """Fixed, because the bits of an encoded view may depend on the size of its batch."""
 
@@ -47,20 +49,20 @@ def build_bank(
     *,
     seed: int,
     stream: str,
-    draws: int,
     augment: bool,
     flip: bool,
     run: Run,
 ) -> Bank:
     """Encodes views of ``photos`` at the base model's resolution, every photo as often as every other.
 
-    ``draws``: how many the training will deal out; there are never more views than that needs. Latents are a
-    seeded draw from the autoencoder's posterior. ``run.step("photos", ...)`` after each batch. Raises
-    `InputInvalid`.
+    Latents are a seeded draw from the autoencoder's posterior. ``run.step("photos", ...)`` after each batch.
+    The bank does not depend on the number of steps: a shorter training is the beginning of a longer one.
+    Raises `InputInvalid`.
     """
     size = model.description.resolution
-    wanted = VIEWS_PER_PHOTO if augment else VIEWS_PER_PLAIN_PHOTO
-    per_photo = max(1, min(wanted, -(-draws // len(photos))))
+    per_photo = VIEWS_PER_PLAIN_PHOTO
+    if augment:
+        per_photo = max(per_photo, min(VIEWS_PER_PHOTO, VIEWS_IN_ALL // len(photos)))
     views = []
     for number, path in enumerate(photos):
         photo = open_square(path, size)

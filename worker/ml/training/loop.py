@@ -164,7 +164,7 @@ def _update(progress: Progress, loss: Loss, run: Run) -> None:
     """Clip, judge, step. A skipped step counts as made: its draws are not drawn again."""
     gradients = [tensor.grad for tensor in progress.tensors.values() if tensor.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
-    verdict = progress.watch.judge(float(loss.total), float(norm))
+    verdict = progress.watch.judge(loss.total.item(), norm.item())
     if verdict == "recover":
         progress.recover(run)
         return
@@ -186,9 +186,9 @@ def _after_step(active: Sequence[Progress], losses: Sequence[Loss], cadence: Cad
         _checkpoint(active, run)
         cadence.written(started)
     for progress, loss in zip(active, losses, strict=True):
-        metrics = {"loss": float(loss.total), "photo_loss": float(loss.photos)}
+        metrics = {"loss": loss.total.item(), "photo_loss": loss.photos.item()}
         if loss.prior is not None:
-            metrics["prior_loss"] = float(loss.prior)
+            metrics["prior_loss"] = loss.prior.item()
         run.step(progress.trainee.unit, progress.done, progress.trainee.steps, **metrics)
     for progress in previewed:
         _preview(progress, run)
