@@ -143,11 +143,14 @@ def fingerprint(grey: Image.Image) -> str:
 
 def findings(grey: Image.Image, shorter_px: int) -> list[str]:
     """Sentences about a picture that can be used but may teach badly."""
-    laplacian = grey.filter(ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=1, offset=128))
+    kernel = ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=1, offset=128)
+    edges = grey.filter(kernel).crop(
+        (1, 1, grey.width - 1, grey.height - 1)
+    )  # the filter leaves the rim alone
     found = []
     if shorter_px < SMALL_BELOW_PX:
         found.append(f"Small: {shorter_px} pixels on the shorter side, so fine details are missing.")
-    if ImageStat.Stat(laplacian).var[0] < BLURRED_BELOW:
+    if ImageStat.Stat(edges).var[0] < BLURRED_BELOW:
         found.append("Blurred: a sharper photo teaches more.")
     if ImageStat.Stat(grey).mean[0] < DARK_BELOW:
         found.append("Very dark: a brighter photo teaches more.")

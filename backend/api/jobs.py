@@ -60,7 +60,7 @@ def retry_job(job_id: ItemId, session: Writes, owner: Owner, studio: Studied, re
 @router.get(
     "/jobs/{id}/previews/{number}",
     response_class=Response,
-    responses={200: file_of("image/webp"), **problems(404)},
+    responses={200: file_of("image/png", "image/webp"), **problems(404)},
 )
 def get_preview(
     *, job_id: ItemId, number: str, request: Request, session: Reads, owner: Owner, studio: Studied

@@ -1,0 +1,127 @@
+"""Plays the supervisor through the real services: registers a base, claims jobs, publishes what they would make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+
+from backend.models import Job
+from backend.schemas.bases import BaseDescription, SamplingDefaults
+from backend.schemas.executor import Unit
+from backend.schemas.generations import ImageRecipe, WeightsChoice
+from backend.schemas.trainings import PinnedConcept
+from backend.schemas.weights import TaughtToken, WeightsManifest
+from backend.services import leases, publishing, workers
+from backend.services.publishing import NewImage, NewWeights
+from backend.studio import Studio
+from tests.backend.pictures import encoded, scene
+
+
+def word_tokenizer() -> str:
+    """One token a word or letter, with a start and an end token, as CLIP's frame has."""
+    tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    words = ["a photo of dog in the snow on moon red blue teddy bear"] * 5
+    tokenizer.train_from_iterator(
+        words, BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return str(tokenizer.to_str())
+
+
+def base(name: str = "toy", **changes: Any) -> BaseDescription:
+    """A base model as a worker would describe it."""
+    fields: dict[str, Any] = {
+        "id": name, "family": "toyworld", "title": "Toy", "resolution": 64, "size_multiple": 8, "max_size": 128,
+        "hash": "ab" * 32, "methods": ["custom-diffusion"], "defaults": SamplingDefaults(),
+        "prompt_limit_tokens": 24, "tokenizer_json": word_tokenizer(),
+        "example_prompts": ["a photo of {} on the moon"], "class_nouns": ["dog"],
+    }  # fmt: skip
+    return BaseDescription(**{**fields, **changes})
+
+
+@dataclass
+class Workshop:
+    """One supervisor that the test steers by hand."""
+
+    studio: Studio
+    worker_id: str = ""
+
+    def open(self, *bases: BaseDescription) -> None:
+        """Register as a live worker that serves these bases (one toy base when none is given)."""
+        with self.studio.writing() as session:
+            self.worker_id = workers.hello(session, f"slot-{self.worker_id or 'a'}", "test device")
+            workers.register_bases(session, self.worker_id, bases or (base(),))
+            workers.beat(session, self.worker_id, "ready")
+
+    def claim(self) -> Job:
+        """Take the best waiting job."""
+        with self.studio.writing() as session:
+            job = leases.claim(
+                session,
+                self.worker_id,
+                queues=("gen_any", "train_any"),
+                kinds={"train": 1, "generate": 1},
+                base_hashes=["ab" * 32],
+            )
+        assert job is not None
+        return job
+
+    def train(self) -> str:
+        """Claim a training and publish its weights; their id."""
+        job = self.claim()
+        unit = Unit(job=job.id, fence=job.fence)
+        pinned = [PinnedConcept.model_validate(each) for each in job.spec["concepts"]]
+        manifest = WeightsManifest(
+            method=job.spec["method"], side="text", base=job.base, base_family="toyworld", base_hash=job.base_hash,
+            prediction_type="epsilon", params=job.spec["params"], seed=job.spec["seed"], steps=3, code_version="test",
+            tokens=[TaughtToken(token=each.token, class_noun=each.class_noun, kind=each.kind) for each in pinned],
+        )  # fmt: skip
+        preview = self.studio.storage.put(encoded(scene(1), "WEBP"))
+        weights = self.studio.storage.put(b"not really safetensors")
+        with self.studio.writing() as session:
+            assert publishing.publish_preview(session, unit, preview, step=0, index=0, prompt="a dog")
+        with self.studio.writing() as session:
+            new = NewWeights(manifest=manifest, analysis=None, report={}, file=weights, concepts=pinned)
+            assert publishing.succeed(
+                session, unit, result={"report": {}}, metrics={"run_s": 2.0}, weights=new
+            )
+        return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
+
+    def draw(self) -> list[str]:
+        """Claim a generation and publish its images; their ids."""
+        job = self.claim()
+        unit, spec = Unit(job=job.id, fence=job.fence), job.spec
+        for index in range(spec["num_images"]):
+            recipe = ImageRecipe(
+                **{
+                    name: spec[name]
+                    for name in ImageRecipe.model_fields
+                    if name in spec and name != "weights"
+                }
+                | {"seed": spec["seed"] + index},
+                weights=[
+                    WeightsChoice(id=each["file"]["id"], scale=each["scale"]) for each in spec["weights"]
+                ],
+                code_version="test",
+            )
+            picture = self.studio.storage.put(encoded(scene(index, (64, 64)), "PNG"))
+            thumbnail = self.studio.storage.put(encoded(scene(index, (64, 64)), "WEBP"))
+            with self.studio.writing() as session:
+                new = NewImage(index=index, recipe=recipe, file=picture, thumbnail=thumbnail)
+                assert publishing.publish_image(session, unit, new)
+        with self.studio.writing() as session:
+            assert publishing.succeed(session, unit, result={}, metrics={})
+        return list(self.job(job.id).result["images"])  # type: ignore[index]
+
+    def job(self, job_id: str) -> Job:
+        with self.studio.reading() as session:
+            return session.get_one(Job, job_id)
