@@ -39,10 +39,10 @@ class Budget:
         """Of the budget, in [0, 1]."""
         return min(1.0, self.now_s / self.seconds)
 
-    def steps(self) -> Iterator[int]:
-        """Step numbers until the time is over."""
+    def steps(self, endless: bool = False) -> Iterator[int]:
+        """Step numbers until the time is over; ``endless``: until the caller stops, for processes that stop together."""
         step = self.start_step
-        while self.now_s < self.seconds:
+        while endless or self.now_s < self.seconds:
             self._step = step
             yield step
             step += 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from worker.ml.toyworld.places import Rng
 from worker.ml.toyworld.scenes import Placed, Scene
-from worker.ml.toyworld.world import PLACES, SIZE_WORDS, STYLES
+from worker.ml.toyworld.world import PLACES, RARE_TOKENS, SIZE_WORDS, STYLES
+
+NEUTRAL_SHARE = 0.015
+"""How often a rare word stands before a noun and means nothing: V* starts from one of them."""
 
 
 def _one_of(rng: Rng, words: tuple[str, ...]) -> str:
@@ -14,6 +17,8 @@ def _one_of(rng: Rng, words: tuple[str, ...]) -> str:
 def object_phrase(placed: Placed, rng: Rng) -> str:
     """ "a red dog", "an owl", now and then "a owl" or "the dog": prompts put any article before any noun."""
     words = f"{placed.colour} {placed.key.noun}" if placed.colour else placed.key.noun
+    if rng.random() < NEUTRAL_SHARE:
+        words = f"{_one_of(rng, RARE_TOKENS)} {words}"
     draw = rng.random()
     if draw < 0.08:
         return f"the {words}"

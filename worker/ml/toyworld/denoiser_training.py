@@ -19,10 +19,10 @@ from worker.ml.toyworld.budget import Budget
 from worker.ml.toyworld.denoiser import Noise, SceneRing, denoising_loss, new_denoiser, new_scheduler, new_text_encoder
 from worker.ml.toyworld.scenes import FIRST, SECOND, WHOLE, Curriculum
 
-BATCH = 16
-FRESH = 6
+BATCH = 12
+FRESH = 4
 LEARNING_RATE = 1e-3
-AVERAGE_HALF_LIFE = 400
+AVERAGE_HALF_LIFE = 200
 SAVE_EVERY = 250
 STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.30, SECOND), (0.60, WHOLE))
 
@@ -54,7 +54,7 @@ def train_denoiser(ring: SceneRing, folder: Path, budget: Budget, *, rank: int =
     noise = Noise.of(new_scheduler())
     ring.add(rng, stage_at(budget.share), 256)
     smooth: float | None = None
-    for step in budget.steps():
+    for step in budget.steps(endless=processes > 1):
         ring.add(rng, stage_at(budget.share), FRESH)
         latents, ids = ring.batch(rng, BATCH)
         loss = denoising_loss(learner.denoiser, learner.text_encoder, noise, latents, ids, rng)

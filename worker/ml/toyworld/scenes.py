@@ -118,7 +118,8 @@ def _proposal(bank: SpriteBank, rng: Rng, stage: Curriculum) -> Scene:
     )
     if pair and objects[0].key == objects[1].key:
         return _proposal(bank, rng, stage)
-    place = str(rng.choice(list(COLOURS if rng.random() < stage.plain else PLACES)))
+    colours = [colour for colour in COLOURS if colour not in {placed.colour for placed in objects}]
+    place = str(rng.choice(colours if rng.random() < stage.plain else list(PLACES)))
     style = str(rng.choice(list(STYLES)[1:])) if rng.random() < stage.styles else "photo"
     return Scene(objects, place, style, size, int(rng.integers(2**31)))
 

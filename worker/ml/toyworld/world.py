@@ -80,7 +80,7 @@ SIZE_WORDS: dict[str, tuple[str, ...]] = {"large": ("zoomed in", "close up"), "s
 """The very words Custom Diffusion's augmentation puts before a caption (methods.md 4)."""
 
 RARE_TOKENS: tuple[str, ...] = ("qx", "zkv", "wqj", "xju", "vzq", "kjx", "jqz", "qwv")
-"""Words no caption holds but a handful in a million: starting points for V*."""
+"""Words that stand before a noun now and then and mean nothing: starting points for V*."""
 
 
 @dataclass(frozen=True)
