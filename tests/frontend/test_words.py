@@ -1,0 +1,57 @@
+"""Numbers and sizes as pages say and show them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from frontend import phrases, pictures, version_view
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, "unknown"), (0.2, "0 s"), (89.4, "89 s"), (95, "2 min"), (4800, "80 min"), (6000, "1 h 40 min")],
+)
+def test_duration(seconds: float | None, said: str) -> None:
+    assert phrases.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1_790_000, "1.8 MB"), (24e9, "24.0 GB")]
+)
+def test_size(count: float, said: str) -> None:
+    assert phrases.size(count) == said
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(5, "just now"), (61, "1 minute ago"), (7300, "2 hours ago")])
+def test_ago(seconds: float, said: str) -> None:
+    assert phrases.ago(datetime.now(UTC) - timedelta(seconds=seconds)) == said
+
+
+def test_the_sentence_and_the_ring_of_a_phase() -> None:
+    assert phrases.standing("train", 240, 600, 40.0) == "Training: step 240 of 600, about 40 s left"
+    assert phrases.standing("train", 600, 600, 0.0) == "Training: step 600 of 600"
+    assert phrases.standing("prior", 3, 12, 9.0) == "Drawing ordinary pictures to compare with, 25 %"
+    assert phrases.standing("unheard_of", 0, 0, None) == "Unheard of"
+    assert phrases.ring("train", 0, 100) == pytest.approx(0.25)
+    assert phrases.ring("train", 100, 100) == pytest.approx(1.0)
+    assert phrases.ring("preview", 5, 10) is None
+
+
+def test_the_encoders_text_reads_as_it_was_written() -> None:
+    assert phrases.prompt("a <stark> dog, 1 < 2 > 0") == "a @stark dog, 1 < 2 > 0"
+
+
+@pytest.mark.parametrize(
+    ("natural", "in_grid"),
+    [((64, 64), (256, 256)), ((96, 64), (384, 256)), ((32, 32), (128, 128)), ((512, 512), (256, 256))],
+)
+def test_small_pictures_grow_at_most_fourfold(natural: tuple[int, int], in_grid: tuple[int, int]) -> None:
+    assert pictures.size_in_grid(*natural) == in_grid
+
+
+def test_layers_have_short_names() -> None:
+    site = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    assert version_view.short(site) == "down 1.0 keys"
+    assert version_view.short("mid_block.attentions.0.transformer_blocks.0.attn2.to_v") == "mid 0.0 values"
