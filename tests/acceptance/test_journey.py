@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from tests.acceptance.jobs import finished
 from tests.acceptance.studios import (
     EMBEDDED_COMMANDS,
     ROOT,
@@ -53,18 +53,6 @@ def studio(
 def client(studio: RunningStudio) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=studio.api, timeout=90) as client:
         yield client
-
-
-def finished(client: httpx.Client, job: dict[str, Any], within_s: float = 240) -> dict[str, Any]:
-    """The job when it has ended; fails loudly when it does not succeed."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        now: dict[str, Any] = client.get(f"/jobs/{job['id']}").raise_for_status().json()
-        if now["state"] in {"succeeded", "failed", "cancelled"}:
-            assert now["state"] == "succeeded", now["error"]
-            return now
-        time.sleep(0.3)
-    raise AssertionError(f"still {now['state']} after {within_s} s: {now['progress']}")
 
 
 @pytest.fixture(scope="module")
