@@ -42,7 +42,7 @@ def base(name: str = "toy", **changes: Any) -> BaseDescription:
     fields: dict[str, Any] = {
         "id": name, "family": "toyworld", "title": "Toy", "resolution": 64, "size_multiple": 8, "max_size": 128,
         "hash": "ab" * 32, "methods": ["custom-diffusion"], "defaults": SamplingDefaults(),
-        "prompt_limit_tokens": 24, "tokenizer_json": word_tokenizer(),
+        "prompt_limit_tokens": 40, "tokenizer_json": word_tokenizer(),
         "example_prompts": ["a photo of {} on the moon"], "class_nouns": ["dog"],
     }  # fmt: skip
     return BaseDescription(**{**fields, **changes})
