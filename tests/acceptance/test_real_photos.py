@@ -1,7 +1,7 @@
-"""Photographs of real things go the whole road: sideways from a phone with its place in them, upright and bare in the studio.
+"""Photographs of real things go the whole road: sideways and full of metadata as sent, upright and bare in the studio.
 
-The folder is named by ``MOONGATE_TEST_PHOTOS``: one sub-folder a subject. Toyworld has seen emoji only; what it makes of them is
-not judged here, that it learns (the loss of the photos falls) is.
+The folder is named by ``MOONGATE_TEST_PHOTOS``: one sub-folder a subject. Toyworld has seen emoji only; what it
+makes of them is not judged here, that it learns (the loss of the photos falls) is.
 """
 
 from __future__ import annotations
