@@ -90,6 +90,11 @@ def kind(name: str) -> str:
     return JOB_KINDS.get(name, name.capitalize())
 
 
+def with_article(noun: str) -> str:
+    """``a dog``, ``an owl``."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def prompt(text: str) -> str:
     """The encoder's text as a person wrote it: ``<stark> dog`` as ``@stark dog``."""
     return re.sub(r"<([a-z][a-z0-9_-]*)>", r"@\1", text)
@@ -125,6 +130,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "size": size,
     "ago": ago,
     "count": count,
+    "with_article": with_article,
     "percent": percent,
     "state": state,
     "kind": kind,
