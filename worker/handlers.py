@@ -139,7 +139,6 @@ class Workshop:
     def _train(self, job: RunJob, reporter: Reporter) -> Succeeded:
         spec = TrainSpec.model_validate(job.spec)
         run = PipeRun(job, reporter)
-        reporter.progress("loading", 0, 0)
         model = self._models.get(Path(job.base_folder))
         method = METHODS.get(spec.method)
         if method is None:
@@ -176,7 +175,6 @@ class Workshop:
     def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
         spec = GenerateSpec.model_validate(job.spec)
         run = PipeRun(job, reporter)
-        reporter.progress("loading", 0, 0)
         model = self._models.get(Path(job.base_folder))
         weights = tuple(
             (ConceptWeights.load(Path(job.inputs[used.file.storage_key])), used.scale)
