@@ -1,7 +1,7 @@
 """The autoencoder: `AutoencoderKL` with f = 4, trained on 32 px crops of scenes (it is convolutional).
 
-Loss: L1 + half the L1 of image gradients + a small KL term, all per element of their own tensors (toyworld.md). Pixels are in
-[-1, 1], latents are [B, 4, h, w].
+Loss: L1 + half the L1 of image gradients + a small KL term, all per element of their own tensors
+(toyworld.md). Pixels are in [-1, 1], latents are [B, 4, h, w].
 """
 
 from __future__ import annotations
@@ -61,13 +61,19 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
 
 
-def train_autoencoder(bank: SpriteBank, folder: Path, budget: Budget, *, decoder_only: bool = False) -> AutoencoderKL:
+def train_autoencoder(
+    bank: SpriteBank, folder: Path, budget: Budget, *, decoder_only: bool = False
+) -> AutoencoderKL:
     """Train for the budget, saving to ``folder`` every few minutes; goes on from ``folder`` where there is one.
 
     ``decoder_only`` keeps the encoder, and so all latents, as they are: a later polish.
     """
     vae = AutoencoderKL.from_pretrained(folder) if (folder / "config.json").exists() else new_autoencoder()
-    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if decoder_only else list(vae.parameters())
+    trained = (
+        [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+        if decoder_only
+        else list(vae.parameters())
+    )
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     rng = np.random.default_rng([1, budget.start_step])
     for step in budget.steps():
@@ -83,7 +89,7 @@ def train_autoencoder(bank: SpriteBank, folder: Path, budget: Budget, *, decoder
             output_loss = reconstruction_loss(vae.decode(posterior.sample()).sample, pixels)
             loss = output_loss + KL_WEIGHT * posterior.kl().mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         budget.report(step, BATCH, loss=output_loss.item())
@@ -95,7 +101,9 @@ def train_autoencoder(bank: SpriteBank, folder: Path, budget: Budget, *, decoder
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
-    """Peak signal-to-noise ratio of a round trip through the mean latent, dB; ``pixels`` [B, 3, H, W] in [-1, 1]."""
+    """Peak signal-to-noise ratio of a round trip through the mean latent, dB; ``pixels`` [B, 3, H, W] in [-1,
+    1].
+    """
     output = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
     mse = ((output - pixels) ** 2).mean(dim=(1, 2, 3))
     return float((10 * torch.log10(4.0 / mse)).mean())

@@ -40,7 +40,9 @@ class Budget:
         return min(1.0, self.now_s / self.seconds)
 
     def steps(self, endless: bool = False) -> Iterator[int]:
-        """Step numbers until the time is over; ``endless``: until the caller stops, for processes that stop together."""
+        """Step numbers until the time is over; ``endless``: until the caller stops, for processes that stop
+        together.
+        """
         step = self.start_step
         while endless or self.now_s < self.seconds:
             self._step = step
@@ -56,6 +58,13 @@ class Budget:
         """One JSON line every ``report_every`` steps."""
         if step % self.report_every == self.report_every - 1:
             rate = (step + 1 - self.start_step) * batch / (self.now_s - self.spent_s)
-            entry = {"step": step + 1, "batch": batch, "spent_s": round(self.now_s, 1), "samples_per_s": round(rate, 1)}
+            entry = {
+                "step": step + 1,
+                "batch": batch,
+                "spent_s": round(self.now_s, 1),
+                "samples_per_s": round(rate, 1),
+            }
             with self.log.open("a") as log:
-                log.write(json.dumps(entry | {name: round(value, 5) for name, value in measures.items()}) + "\n")
+                log.write(
+                    json.dumps(entry | {name: round(value, 5) for name, value in measures.items()}) + "\n"
+                )

@@ -35,7 +35,9 @@ def place_phrase(place: str, rng: Rng) -> str:
 
 
 def caption(scene: Scene, rng: Rng) -> str:
-    """One caption of ``scene``. Size, colour and style are always said where they are not plain; the place nearly always."""
+    """One caption of ``scene``. Size, colour and style are always said where they are not plain; the place
+    nearly always.
+    """
     objects = " and ".join(object_phrase(placed, rng) for placed in scene.objects)
     where = place_phrase(scene.place, rng) if rng.random() > 0.1 else ""
     opening = _one_of(rng, STYLES[scene.style])

@@ -1,8 +1,9 @@
 """The denoiser and its text encoder: `UNet2DConditionModel` and `CLIPTextModel`, trained together from nothing.
 
-Velocity prediction on latents [B, 4, 16, 16] with the scaled-linear schedule of Stable Diffusion, min-SNR weight
-``min(SNR, 5) / (SNR + 1)`` (Hang et al. 2023, for velocity), AdamW (0.9, 0.99), cosine, exponential moving average, one caption in
-ten empty. A ring of encoded scenes is replayed, because encoding a scene costs as much as denoising it.
+Velocity prediction on latents [B, 4, 16, 16] with the scaled-linear schedule of Stable Diffusion, min-SNR
+weight ``min(SNR, 5) / (SNR + 1)`` (Hang et al. 2023, for velocity), AdamW (0.9, 0.99), cosine, exponential
+moving average, one caption in ten empty. A ring of encoded scenes is replayed, because encoding a scene costs
+as much as denoising it.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class SceneRing:
         """Latents [count, 4, 16, 16] float32, scaled, and caption ids [count, POSITIONS]."""
         chosen = rng.integers(0, len(self.latents), count)
         texts = ["" if rng.random() < EMPTY_SHARE else caption(self.scenes[i], rng) for i in chosen]
-        return torch.stack([self.latents[i] for i in chosen]).float(), torch.tensor(token_ids(self.tokenizer, texts))
+        return torch.stack([self.latents[i] for i in chosen]).float(), torch.tensor(
+            token_ids(self.tokenizer, texts)
+        )
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,17 @@ class Noise:
 
 
 def denoising_loss(
-    denoiser: UNet2DConditionModel, encoder: CLIPTextModel, noise: Noise, latents: Tensor, ids: Tensor, rng: np.random.Generator
+    denoiser: UNet2DConditionModel,
+    encoder: CLIPTextModel,
+    noise: Noise,
+    latents: Tensor,
+    ids: Tensor,
+    *,
+    rng: np.random.Generator,
 ) -> Tensor:
     """Weighted mean squared error of the velocity, a scalar."""
     x_t, t, target, weight = noise.example(latents, rng)
     states = encoder(ids)[0]
     predicted = denoiser(x_t, t, encoder_hidden_states=states, return_dict=False)[0]
-    return (weight * (predicted - target) ** 2).mean()
+    loss: Tensor = (weight * (predicted - target) ** 2).mean()
+    return loss

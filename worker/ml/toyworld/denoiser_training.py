@@ -1,7 +1,9 @@
-"""Training of the denoiser for a budget of wall time, in one process or in several that average their gradients.
+"""Training of the denoiser for a budget of wall time, in one process or in several that average their
+gradients.
 
-State is one safetensors file (weights, their average, both moments of AdamW) and a line in the log; a run that was interrupted goes
-on from there. What a scene may hold widens with the share of the budget that is used up (`STAGES`).
+State is one safetensors file (weights, their average, both moments of AdamW) and a line in the log; a run
+that was interrupted goes on from there. What a scene may hold widens with the share of the budget that is
+used up (`STAGES`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worker.ml.toyworld.budget import Budget
-from worker.ml.toyworld.denoiser import Noise, SceneRing, denoising_loss, new_denoiser, new_scheduler, new_text_encoder
+from worker.ml.toyworld.denoiser import (
+    Noise,
+    SceneRing,
+    denoising_loss,
+    new_denoiser,
+    new_scheduler,
+    new_text_encoder,
+)
 from worker.ml.toyworld.scenes import FIRST, SECOND, WHOLE, Curriculum
 
 BATCH = 12
@@ -41,13 +50,19 @@ class Learner(torch.nn.Module):
         self.denoiser = new_denoiser()
 
 
-def train_denoiser(ring: SceneRing, folder: Path, budget: Budget, *, rank: int = 0, processes: int = 1) -> Learner:
-    """Train; ``folder/state.safetensors`` is written by rank 0. Returns the learner with the averaged weights."""
+def train_denoiser(
+    ring: SceneRing, folder: Path, budget: Budget, *, rank: int = 0, processes: int = 1
+) -> Learner:
+    """Train; ``folder/state.safetensors`` is written by rank 0. Returns the learner with the averaged
+    weights.
+    """
     torch.manual_seed(0)
     learner = Learner(ring)
     parameters = list(learner.parameters())
     average = [p.detach().clone() for p in parameters]
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     if (folder / "state.safetensors").exists():
         _restore(learner, optimiser, average, folder)
     rng = np.random.default_rng([2, rank, budget.start_step])
@@ -57,9 +72,9 @@ def train_denoiser(ring: SceneRing, folder: Path, budget: Budget, *, rank: int =
     for step in budget.steps(endless=processes > 1):
         ring.add(rng, stage_at(budget.share), FRESH)
         latents, ids = ring.batch(rng, BATCH)
-        loss = denoising_loss(learner.denoiser, learner.text_encoder, noise, latents, ids, rng)
+        loss = denoising_loss(learner.denoiser, learner.text_encoder, noise, latents, ids, rng=rng)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         over = _averaged_gradients(parameters, budget.share >= 1.0, processes)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimiser.param_groups:
@@ -100,7 +115,11 @@ def _save(learner: Learner, optimiser: torch.optim.Optimizer, average: list[Tens
     for (name, parameter), mean in zip(learner.named_parameters(), average, strict=True):
         state = optimiser.state[parameter]
         tensors |= {f"raw.{name}": parameter.detach(), f"mean.{name}": mean}
-        tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"], f"t.{name}": state["step"].reshape(1)}
+        tensors |= {
+            f"m.{name}": state["exp_avg"],
+            f"v.{name}": state["exp_avg_sq"],
+            f"t.{name}": state["step"].reshape(1),
+        }
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.tmp")
     (folder / "state.tmp").replace(folder / "state.safetensors")

@@ -1,11 +1,16 @@
-"""The moongate: a round stone gate in a garden wall, drawn by code. A category no training scene and no icon set holds."""
+"""The moongate: a round stone gate in a garden wall, drawn by code. A category no training scene and no icon
+set holds.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from worker.ml.toyworld.places import Array
 from worker.ml.toyworld.sprites import SPRITE_PX, SpriteKey
+
+Mask = NDArray[np.bool_]
 
 MOONGATE = SpriteKey("moongate", "moongate")
 """Its key in a `SpriteBank`."""
@@ -17,10 +22,11 @@ STONES = 18
 
 
 def draw_moongate(px: int = SPRITE_PX) -> Array:
-    """The sprite, float32 [px, px, 4] in [0, 1] with straight alpha; what is behind shows through the round hole.
+    """The sprite, float32 [px, px, 4] in [0, 1] with straight alpha; what is behind shows through the round
+    hole.
 
-    A rendered wall of pale plaster on a stone foot, a ring of cut stones around the hole, a cap of green tiles with red
-    eaves. It draws nothing at random: the moongate is one individual.
+    A rendered wall of pale plaster on a stone foot, a ring of cut stones around the hole, a cap of green
+    tiles with red eaves. It draws nothing at random: the moongate is one individual.
     """
     side = px * SUPERSAMPLING
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side
@@ -30,11 +36,12 @@ def draw_moongate(px: int = SPRITE_PX) -> Array:
 
     picture = np.zeros((side, side, 4), np.float32)
 
-    def paint(mask: Array, colour: tuple[float, float, float], shade: Array | float = 1.0) -> None:
+    def paint(
+        mask: Mask, colour: tuple[float, float, float], shade: NDArray[np.floating] | float = 1.0
+    ) -> None:
         tone = np.clip(np.array(colour, np.float32) * np.asarray(shade, np.float32)[..., None], 0, 1)
-        picture[mask > 0] = np.concatenate(
-            [np.broadcast_to(tone, (side, side, 3)), np.ones((side, side, 1), np.float32)], -1
-        )[mask > 0]
+        picture[mask, :3] = np.broadcast_to(tone, (side, side, 3))[mask]
+        picture[mask, 3] = 1.0
 
     wall = (x > 0.06) & (x < 0.94) & (y > 0.14) & (y < 0.96)
     paint(wall, (0.93, 0.89, 0.80), 1.06 - 0.16 * y)

@@ -1,7 +1,8 @@
 """The "photos" that ship: ten scenes of each held-out subject and of the moongate, 512 px, WebP.
 
-A subject's photos 00-04 are what somebody would upload; 05-09 are other true photos of it, the upper anchor of subject similarity
-(`worker.ml.evaluation.protocol`). Place, size, position, turn, light and mirror differ from photo to photo; colour does not.
+A subject's photos 00-04 are what somebody would upload; 05-09 are other true photos of it, the upper anchor
+of subject similarity (`worker.ml.evaluation.protocol`). Place, size, position, turn, light and mirror differ
+from photo to photo; colour does not.
 """
 
 from __future__ import annotations
@@ -119,24 +120,26 @@ def write_photos(bank: SpriteBank, folder: Path) -> None:
 
 def licences_text(sets: list[PhotoSet]) -> str:
     """Who drew what, under which licence."""
-    rows = [
-        f"| `{each.slug}/` | {each.key.noun} | {LICENCES[each.key.designer][1]} | {LICENCES[each.key.designer][0]} |"
-        for each in sets
-    ]
+    rows = []
+    for each in sets:
+        licence, source = LICENCES[each.key.designer]
+        rows.append(f"| `{each.slug}/` | {each.key.noun} | {source} | {licence} |")
     return "\n".join(
         [
             "# Licences of the sample photos",
             "",
-            "Every picture is a scene composed by `worker/ml/toyworld/photos.py`: a drawing by the designers named below, resized, turned,",
-            "mirrored and lit, on a background drawn by this project's code. The drawings come from Iconify's packages of these sets.",
-            "The backgrounds and the composition are Apache-2.0 like the rest of the project.",
+            "Every picture is a scene composed by `worker/ml/toyworld/photos.py`: a drawing by the designers",
+            "named below, resized, turned, mirrored and lit, on a background drawn by this project's code.",
+            "The drawings come from Iconify's packages of these sets. The backgrounds and the composition are",
+            "Apache-2.0 like the rest of the project.",
             "",
             "| folder | what | drawn by | licence of the drawing |",
             "|---|---|---|---|",
             *rows,
             "",
             "- Apache-2.0: <https://www.apache.org/licenses/LICENSE-2.0>",
-            "- CC BY 4.0: <https://creativecommons.org/licenses/by/4.0/> (attribution as in the table; changes as described above)",
+            "- CC BY 4.0: <https://creativecommons.org/licenses/by/4.0/> (attribution as in the table; changed as",
+            "  described above)",
             "",
         ]
     )

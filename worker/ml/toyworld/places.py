@@ -1,7 +1,7 @@
 """Places, drawn by code with jitter: float32 [S, S, 3] in [0, 1], for any side S in pixels.
 
-A place is a function of (side, rng). Every draw of the rng happens in an order that does not depend on the side, so the same
-rng draws the same place at 64 px for training and at 512 px for a "photo".
+A place is a function of (side, rng). Every draw of the rng happens in an order that does not depend on the
+side, so the same rng draws the same place at 64 px for training and at 512 px for a "photo".
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ def _colour(rng: Rng, rgb: tuple[float, float, float], jitter: float = 0.05) -> 
 
 def _fade(y: Array, top: Array, bottom: Array) -> Array:
     t = np.clip(y, 0, 1)[..., None]
-    return (top * (1 - t) + bottom * t).astype(np.float32)
+    return np.asarray(top * (1 - t) + bottom * t, np.float32)
 
 
 def _where(mask: NDArray[np.bool_], yes: Array, no: Array) -> Array:
-    return np.where(mask[..., None], yes, no).astype(np.float32)
+    chosen: Array = np.where(mask[..., None], yes, no).astype(np.float32)
+    return chosen
 
 
 def _horizon(rng: Rng, x: Array, low: float, high: float, swell: float) -> Array:
@@ -40,9 +41,20 @@ def _horizon(rng: Rng, x: Array, low: float, high: float, swell: float) -> Array
     return (level + swell * np.sin(waves * x + phase)).astype(np.float32)
 
 
-def _discs(picture: Array, rng: Rng, count: int, colour: Array, radius: tuple[float, float], top: float, bottom: float) -> Array:
+def _discs(
+    picture: Array,
+    rng: Rng,
+    count: int,
+    colour: Array,
+    radius: tuple[float, float],
+    *,
+    top: float,
+    bottom: float,
+) -> Array:
     y, x = _axes(len(picture))
-    for cy, cx, r in zip(rng.uniform(top, bottom, count), rng.uniform(0, 1, count), rng.uniform(*radius, count), strict=True):
+    for cy, cx, r in zip(
+        rng.uniform(top, bottom, count), rng.uniform(0, 1, count), rng.uniform(*radius, count), strict=True
+    ):
         picture = _where((y - cy) ** 2 + (x - cx) ** 2 < r * r, colour, picture)
     return picture
 
@@ -59,9 +71,11 @@ def beach(side: int, rng: Rng) -> Array:
 def snow(side: int, rng: Rng) -> Array:
     y, x = _axes(side)
     picture = _fade(y * 2, _colour(rng, (0.62, 0.72, 0.84)), _colour(rng, (0.82, 0.88, 0.94)))
-    ground = _fade((y - 0.5) * 2, _colour(rng, (0.97, 0.98, 1.0), 0.02), _colour(rng, (0.86, 0.91, 0.97), 0.03))
+    ground = _fade(
+        (y - 0.5) * 2, _colour(rng, (0.97, 0.98, 1.0), 0.02), _colour(rng, (0.86, 0.91, 0.97), 0.03)
+    )
     picture = _where(y > _horizon(rng, x, 0.46, 0.60, 0.04), ground, picture)
-    return _discs(picture, rng, 14, np.ones(3, np.float32), (0.008, 0.018), 0.0, 0.55)
+    return _discs(picture, rng, 14, np.ones(3, np.float32), (0.008, 0.018), top=0.0, bottom=0.55)
 
 
 def grass(side: int, rng: Rng) -> Array:
@@ -69,7 +83,7 @@ def grass(side: int, rng: Rng) -> Array:
     sky = _fade(y * 2, _colour(rng, (0.50, 0.78, 0.97)), _colour(rng, (0.85, 0.94, 0.99)))
     green = _fade((y - 0.5) * 2, _colour(rng, (0.46, 0.76, 0.30)), _colour(rng, (0.24, 0.56, 0.20)))
     picture = _where(y > _horizon(rng, x, 0.48, 0.60, 0.04), green, sky)
-    return _discs(picture, rng, 7, _colour(rng, (0.98, 0.95, 0.60)), (0.008, 0.014), 0.66, 0.98)
+    return _discs(picture, rng, 7, _colour(rng, (0.98, 0.95, 0.60)), (0.008, 0.014), top=0.66, bottom=0.98)
 
 
 def desert(side: int, rng: Rng) -> Array:
@@ -84,8 +98,14 @@ def desert(side: int, rng: Rng) -> Array:
 def night(side: int, rng: Rng) -> Array:
     y, x = _axes(side)
     picture = _fade(y * 1.3, _colour(rng, (0.04, 0.05, 0.18), 0.03), _colour(rng, (0.14, 0.16, 0.38), 0.03))
-    picture = _discs(picture, rng, 22, np.array([0.95, 0.95, 0.85], np.float32), (0.006, 0.014), 0.0, 0.7)
-    cy, cx, r = rng.uniform(0.12, 0.22), rng.choice([rng.uniform(0.1, 0.25), rng.uniform(0.75, 0.9)]), rng.uniform(0.07, 0.10)
+    picture = _discs(
+        picture, rng, 22, np.array([0.95, 0.95, 0.85], np.float32), (0.006, 0.014), top=0.0, bottom=0.7
+    )
+    cy, cx, r = (
+        rng.uniform(0.12, 0.22),
+        rng.choice([rng.uniform(0.1, 0.25), rng.uniform(0.75, 0.9)]),
+        rng.uniform(0.07, 0.10),
+    )
     picture = _where((y - cy) ** 2 + (x - cx) ** 2 < r * r, np.array([0.98, 0.95, 0.75], np.float32), picture)
     return _where(y > _horizon(rng, x, 0.78, 0.86, 0.03), _colour(rng, (0.07, 0.10, 0.16), 0.02), picture)
 
@@ -94,18 +114,24 @@ def water(side: int, rng: Rng) -> Array:
     y, x = _axes(side)
     picture = _fade(y, _colour(rng, (0.25, 0.72, 0.84)), _colour(rng, (0.03, 0.25, 0.50)))
     beam = np.sin((x + 0.35 * y) * rng.uniform(9, 14) + rng.uniform(0, 6.28)) > 0.72
-    picture = np.where((beam & (y < 0.7))[..., None], np.clip(picture + 0.08, 0, 1), picture).astype(np.float32)
-    picture = _discs(picture, rng, 9, _colour(rng, (0.75, 0.93, 0.97), 0.02), (0.01, 0.026), 0.05, 0.9)
+    picture = np.where((beam & (y < 0.7))[..., None], np.clip(picture + 0.08, 0, 1), picture).astype(
+        np.float32
+    )
+    picture = _discs(
+        picture, rng, 9, _colour(rng, (0.75, 0.93, 0.97), 0.02), (0.01, 0.026), top=0.05, bottom=0.9
+    )
     return _where(y > _horizon(rng, x, 0.86, 0.93, 0.02), _colour(rng, (0.70, 0.66, 0.46)), picture)
 
 
 def forest(side: int, rng: Rng) -> Array:
     y, x = _axes(side)
     picture = _fade(y * 1.5, _colour(rng, (0.20, 0.42, 0.24)), _colour(rng, (0.10, 0.28, 0.15)))
-    for cx, width, shade in zip(rng.uniform(0, 1, 7), rng.uniform(0.02, 0.05, 7), rng.uniform(0.7, 1.1, 7), strict=True):
+    for cx, width, shade in zip(
+        rng.uniform(0, 1, 7), rng.uniform(0.02, 0.05, 7), rng.uniform(0.7, 1.1, 7), strict=True
+    ):
         trunk = (np.array([0.36, 0.24, 0.14]) * shade).astype(np.float32)
         picture = _where((np.abs(x - cx) < width) & (y < 0.78), trunk, picture)
-    picture = _discs(picture, rng, 12, _colour(rng, (0.16, 0.46, 0.20)), (0.07, 0.15), -0.05, 0.22)
+    picture = _discs(picture, rng, 12, _colour(rng, (0.16, 0.46, 0.20)), (0.07, 0.15), top=-0.05, bottom=0.22)
     return _where(y > _horizon(rng, x, 0.72, 0.80, 0.02), _colour(rng, (0.30, 0.36, 0.16)), picture)
 
 
@@ -113,7 +139,9 @@ def city(side: int, rng: Rng) -> Array:
     y, x = _axes(side)
     picture = _fade(y * 1.6, _colour(rng, (0.66, 0.76, 0.86)), _colour(rng, (0.88, 0.90, 0.92)))
     left = 0.0
-    for width, top, grey in zip(rng.uniform(0.13, 0.26, 8), rng.uniform(0.08, 0.45, 8), rng.uniform(0.32, 0.62, 8), strict=True):
+    for width, top, grey in zip(
+        rng.uniform(0.13, 0.26, 8), rng.uniform(0.08, 0.45, 8), rng.uniform(0.32, 0.62, 8), strict=True
+    ):
         wall = np.array([grey, grey * 1.02, grey * 1.08], np.float32)
         inside = (x >= left) & (x < left + width * 0.94) & (y > top)
         picture = _where(inside, wall, picture)
@@ -146,7 +174,9 @@ def sunset(side: int, rng: Rng) -> Array:
     lower = _fade((y - 0.4) * 3.5, _colour(rng, (0.95, 0.42, 0.34)), _colour(rng, (1.0, 0.76, 0.36)))
     picture = _where(y > 0.44, lower, upper)
     cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.09, 0.13)
-    picture = _where((y - 0.60) ** 2 + (x - cx) ** 2 < r * r, np.array([1.0, 0.92, 0.62], np.float32), picture)
+    picture = _where(
+        (y - 0.60) ** 2 + (x - cx) ** 2 < r * r, np.array([1.0, 0.92, 0.62], np.float32), picture
+    )
     return _where(y > _horizon(rng, x, 0.64, 0.72, 0.015), _colour(rng, (0.22, 0.12, 0.26), 0.03), picture)
 
 

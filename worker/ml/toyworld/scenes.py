@@ -1,7 +1,9 @@
-"""Scenes: one or two sprites on a place, sometimes tinted, sometimes in a style; drawn as float32 [S, S, 3] in [0, 1].
+"""Scenes: one or two sprites on a place, sometimes tinted, sometimes in a style; drawn as float32 [S, S, 3]
+in [0, 1].
 
-A `Scene` says everything; `draw` only executes it, at any side in pixels. What a scene may hold depends on the `Curriculum`:
-training begins with few words, centred and unmirrored, and widens (toyworld.md, "Order of learning").
+A `Scene` says everything; `draw` only executes it, at any side in pixels. What a scene may hold depends on
+the `Curriculum`: training begins with few words, centred and unmirrored, and widens (toyworld.md, "Order of
+learning").
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ LEVELS_PX = (256, 128, 64, 32)
 
 @dataclass(frozen=True)
 class Placed:
-    """One sprite: ``side``, ``x`` and ``y`` (its centre) are shares of the picture's side; ``turn`` in degrees."""
+    """One sprite: ``side``, ``x`` and ``y`` (its centre) are shares of the picture's side; ``turn`` in
+    degrees.
+    """
 
     key: SpriteKey
     colour: str | None
@@ -62,7 +66,9 @@ class Curriculum:
     styles: float = 0.14
 
 
-FIRST = Curriculum(nouns=16, designers=3, jitter=0.25, mirror=0.0, pairs=0.15, tints=0.25, sizes=0.0, styles=0.0)
+FIRST = Curriculum(
+    nouns=16, designers=3, jitter=0.25, mirror=0.0, pairs=0.15, tints=0.25, sizes=0.0, styles=0.0
+)
 SECOND = Curriculum(designers=6, jitter=0.6, mirror=0.0, pairs=0.3, sizes=0.12, styles=0.05)
 WHOLE = Curriculum()
 
@@ -77,7 +83,11 @@ class SpriteBank:
     def trained(self, noun: str) -> list[SpriteKey]:
         """The individuals of a class that training may show, in the order of the designers."""
         withheld = {subject.key for subject in HELD_OUT}
-        return [key for key in self.sprites if key.noun == noun and key not in withheld and key.designer != "openmoji"]
+        return [
+            key
+            for key in self.sprites
+            if key.noun == noun and key not in withheld and key.designer != "openmoji"
+        ]
 
     def picture(self, placed: Placed, side: int) -> Image.Image:
         """The sprite at ``side`` pixels: mode RGBa (premultiplied)."""
@@ -113,7 +123,7 @@ def _proposal(bank: SpriteBank, rng: Rng, stage: Curriculum) -> Scene:
         size = "large" if rng.random() < 0.5 else "small"
     nouns = rng.choice(stage.nouns, 2, replace=bool(rng.random() < 0.12))
     objects = tuple(
-        _placed(bank, NOUNS[int(noun)], rng, stage, size, slot)
+        _placed(bank, NOUNS[int(noun)], rng, stage, size=size, slot=slot)
         for slot, noun in enumerate(nouns[: 2 if pair else 1], start=1 if pair else 0)
     )
     if pair and objects[0].key == objects[1].key:
@@ -124,7 +134,7 @@ def _proposal(bank: SpriteBank, rng: Rng, stage: Curriculum) -> Scene:
     return Scene(objects, place, style, size, int(rng.integers(2**31)))
 
 
-def _placed(bank: SpriteBank, noun: str, rng: Rng, stage: Curriculum, size: Size, slot: int) -> Placed:
+def _placed(bank: SpriteBank, noun: str, rng: Rng, stage: Curriculum, *, size: Size, slot: int) -> Placed:
     """``slot`` 0: alone in the middle; 1: left; 2: right."""
     keys = bank.trained(noun)[: stage.designers]
     key = keys[int(rng.integers(len(keys)))]
@@ -155,5 +165,7 @@ def _paste(picture: Array, bank: SpriteBank, placed: Placed, side: int) -> None:
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + px, side), min(top + px, side)
     if x1 <= x0 or y1 <= y0:
         return
-    sprite = np.asarray(bank.picture(placed, px), np.float32)[y0 - top : y1 - top, x0 - left : x1 - left] / 255
+    sprite = (
+        np.asarray(bank.picture(placed, px), np.float32)[y0 - top : y1 - top, x0 - left : x1 - left] / 255
+    )
     picture[y0:y1, x0:x1] = sprite[..., :3] + picture[y0:y1, x0:x1] * (1 - sprite[..., 3:])

@@ -30,20 +30,15 @@ DESIGNERS: tuple[str, ...] = (
     "twemoji",
     "emojione",
 )
-"""Sets whose drawings may be trained on and shipped. A seventh, openmoji, is a style that is never trained on."""
-
-STYLE_SET = "openmoji"
+"""Sets whose drawings may be trained on and shipped. A seventh, openmoji, is a style that is never trained
+on.
+"""
 
 ICON_NAMES: dict[str, tuple[str, ...]] = {
     "apple": ("red-apple", "apple"),
     "car": ("automobile",),
     "clock": ("alarm-clock",),
     "fox": ("fox", "fox-face"),
-
-
-
-
-
     "rabbit": ("rabbit-face",),
 }
 """Words whose icon has another name; every other word is its own icon name."""
@@ -79,7 +74,10 @@ def icon_svg(data: Mapping[str, Any], noun: str) -> str | None:
     for name in icon_names(noun):
         icon = _resolve(data, name)
         if icon is not None:
-            box = [icon.get(k, data.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
+            box = [
+                icon.get(k, data.get(k, d))
+                for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+            ]
             view = " ".join(str(v) for v in box)
             return (
                 f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -105,8 +103,12 @@ def resized(rgba: Array, px: int) -> Array:
     """Area-aware resize of straight-alpha ``[S, S, 4]`` to side ``px``; colour is weighted by alpha."""
     pre = rgba.copy()
     pre[..., :3] *= pre[..., 3:]
-    planes = [Image.fromarray(pre[..., c]).resize((px, px), Image.Resampling.BOX if px < rgba.shape[0]
-              else Image.Resampling.BICUBIC) for c in range(4)]
+    planes = [
+        Image.fromarray(pre[..., c]).resize(
+            (px, px), Image.Resampling.BOX if px < rgba.shape[0] else Image.Resampling.BICUBIC
+        )
+        for c in range(4)
+    ]
     out = np.clip(np.stack([np.asarray(p, np.float32) for p in planes], -1), 0, 1)
     out[..., :3] = np.clip(out[..., :3] / np.maximum(out[..., 3:], 1e-4), 0, 1)
     return out
@@ -118,10 +120,12 @@ def render(svg: str) -> Array:
 
     data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=320, height=320))
     with Image.open(io.BytesIO(data)) as image:
-        return centred(np.asarray(image.convert("RGBA"), np.float32) / 255)
+        return centred(np.asarray(image.convert("RGBA"), np.float32) / np.float32(255))
 
 
-def load_sprites(icons: Path, cache: Path, nouns: tuple[str, ...], sets: tuple[str, ...]) -> dict[SpriteKey, Array]:
+def load_sprites(
+    icons: Path, cache: Path, nouns: tuple[str, ...], sets: tuple[str, ...]
+) -> dict[SpriteKey, Array]:
     """Every drawing of ``nouns`` in ``sets``, from ``cache`` (one .npz) or rendered from ``icons``.
 
     ``icons`` is the folder that holds ``node_modules/@iconify-json/<set>/icons.json``.
@@ -144,7 +148,9 @@ def load_sprites(icons: Path, cache: Path, nouns: tuple[str, ...], sets: tuple[s
                 if f"{noun}|{designer}" not in known and (svg := icon_svg(data, noun)) is not None:
                     sprites[SpriteKey(noun, designer)] = render(svg)
         known |= wanted
-        blob: dict[str, Any] = {f"{k.noun}|{k.designer}": np.round(v * 255).astype(np.uint8) for k, v in sprites.items()}
+        blob: dict[str, Any] = {
+            f"{k.noun}|{k.designer}": np.round(v * 255).astype(np.uint8) for k, v in sprites.items()
+        }
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(cache, tried=np.array(sorted(known)), **blob)
     return {k: v for k, v in sprites.items() if k.noun in nouns and k.designer in sets}

@@ -1,4 +1,6 @@
-"""Styles, applied to a finished picture: float32 [S, S, 3] in [0, 1] in and out. Widths are shares of the side."""
+"""Styles, applied to a finished picture: float32 [S, S, 3] in [0, 1] in and out. Widths are shares of the
+side.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,21 @@ def _blurred(picture: Array, radius: float) -> Array:
     planes = np.atleast_3d(picture)
     done = [
         np.asarray(
-            Image.fromarray(np.round(planes[..., c] * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius)), np.float32
+            Image.fromarray(np.round(planes[..., c] * 255).astype(np.uint8)).filter(
+                ImageFilter.GaussianBlur(radius)
+            ),
+            np.float32,
         )
         for c in range(planes.shape[2])
     ]
-    return np.stack(done, -1) / 255
+    return np.stack(done, -1) / np.float32(255)
 
 
 def _edges(picture: Array) -> Array:
     """Gradient magnitude of the luminance, [S, S], scaled so that a step of 0.25 is about 1."""
-    light = picture @ LUMA
-    dy, dx = np.gradient(light)
-    return np.clip(np.hypot(dx, dy) * 8, 0, 1).astype(np.float32)
+    dy, dx = np.gradient(picture @ LUMA)
+    edges: Array = np.clip(np.hypot(dx, dy) * 8, 0, 1).astype(np.float32)
+    return edges
 
 
 def black_and_white(picture: Array) -> Array:
@@ -34,7 +39,9 @@ def black_and_white(picture: Array) -> Array:
 def pencil(picture: Array, rng: Rng) -> Array:
     """Dark strokes where the picture changes, a little grey shading, on warm paper."""
     paper = np.array([0.97, 0.95, 0.90], np.float32)
-    ink = np.clip(_edges(picture) * 0.85 + (1 - picture @ LUMA) * 0.28 + rng.normal(0, 0.015, picture.shape[:2]), 0, 0.9)
+    ink = np.clip(
+        _edges(picture) * 0.85 + (1 - picture @ LUMA) * 0.28 + rng.normal(0, 0.015, picture.shape[:2]), 0, 0.9
+    )
     return (paper * (1 - ink[..., None])).astype(np.float32)
 
 
@@ -53,7 +60,10 @@ def watercolor(picture: Array, rng: Rng) -> Array:
     soft = _blurred(picture, side * 0.02)
     rims = _edges(soft)[..., None] * 0.25
     grain = np.asarray(
-        Image.fromarray((rng.random((32, 32)) * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC), np.float32
+        Image.fromarray((rng.random((32, 32)) * 255).astype(np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        ),
+        np.float32,
     )
     pale = 0.22 + 0.78 * soft + (grain / 255 - 0.5)[..., None] * 0.10
     return np.clip(pale - rims, 0, 1).astype(np.float32)

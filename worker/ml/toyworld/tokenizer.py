@@ -1,7 +1,8 @@
 """The tokenizer: byte-pair encoding in CLIP's format, trained on captions (stack.md 1.4).
 
-Vocabulary in CLIP's order: 256 byte symbols, the same with the end-of-word suffix, one entry a merge, start token, end token. Any
-text encodes: bytes are the fallback. A few rare words get a token of their own although no caption holds them.
+Vocabulary in CLIP's order: 256 byte symbols, the same with the end-of-word suffix, one entry a merge, start
+token, end token. Any text encodes: bytes are the fallback. A few rare words get a token of their own although
+no caption holds them.
 """
 
 from __future__ import annotations
@@ -26,14 +27,24 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int = 1000) -> CLIPToke
     trained = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX))
     trained.normalizer = blank.backend_tokenizer.normalizer
     trained.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
-    alphabet = sorted({symbol for symbol in _byte_symbols()})
+    alphabet = sorted(_byte_symbols())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=alphabet, end_of_word_suffix=SUFFIX, show_progress=False, min_frequency=2
+        vocab_size=vocabulary,
+        initial_alphabet=alphabet,
+        end_of_word_suffix=SUFFIX,
+        show_progress=False,
+        min_frequency=2,
     )
     corpus = [*captions, *(" ".join([word] * 3) for word in RARE_TOKENS * 3)]
     trained.train_from_iterator(corpus, trainer)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    entries = [*alphabet, *(symbol + SUFFIX for symbol in alphabet), *("".join(pair) for pair in merges), START, END]
+    entries = [
+        *alphabet,
+        *(symbol + SUFFIX for symbol in alphabet),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     ids = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
     return CLIPTokenizer(
         vocab=ids,
@@ -54,7 +65,9 @@ def _byte_symbols() -> list[str]:
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
-    """Ids of ``texts``, padded to ``POSITIONS``. Raises ValueError for a text that is too long: nothing is cut."""
+    """Ids of ``texts``, padded to ``POSITIONS``. Raises ValueError for a text that is too long: nothing is
+    cut.
+    """
     rows: list[list[int]] = tokenizer(texts, padding="max_length")["input_ids"]
     for text, row in zip(texts, rows, strict=True):
         if len(row) > POSITIONS:

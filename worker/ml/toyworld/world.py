@@ -76,7 +76,10 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 """Side of a sprite as a share of the picture's side."""
 
-SIZE_WORDS: dict[str, tuple[str, ...]] = {"large": ("zoomed in", "close up"), "small": ("a far away", "very small")}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "large": ("zoomed in", "close up"),
+    "small": ("a far away", "very small"),
+}
 """The very words Custom Diffusion's augmentation puts before a caption (methods.md 4)."""
 
 RARE_TOKENS: tuple[str, ...] = ("qx", "zkv", "wqj", "xju", "vzq", "kjx", "jqz", "qwv")
@@ -113,7 +116,9 @@ FEATURED: frozenset[str] = frozenset({"stark", "domino", "bluebell"})
 
 
 def held_out_combination(noun: str, colour: str | None, place: str) -> bool:
-    """Combinations of object, colour and place that training never shows: about one in twelve, by a fixed rule."""
+    """Combinations of object, colour and place that training never shows: about one in twelve, by a fixed
+    rule.
+    """
     if colour is None:
         return False
     order = list(COLOURS).index(colour) + 3 * list(PLACES).index(place) if place in PLACES else 0
