@@ -35,7 +35,9 @@ def _show_lost_visitors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def lost(request: Request, error: HTTPException) -> Response:
-        page = "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith("/api/")
+        page = "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(
+            "/api/"
+        )
         if page and error.status_code in kinds:
             return error_page(request, kinds[error.status_code]())
         answer: Response = otherwise(request, error)  # type: ignore[assignment]

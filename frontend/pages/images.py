@@ -30,7 +30,7 @@ def show_image(request: Request, studio: Studied, owner: Owner, id: ItemId) -> R
         image = images.to_schema(session, images.get(session, owner, id))
         shown = [row for concept_id in image.concepts if (row := _concept(session, owner, concept_id))]
     template = "_image.html" if is_fragment(request) else "image.html"
-    return render(request, template, image=image, concepts=shown, here="/gallery")
+    return render(request, template, image=image, concepts=shown, small=False, here="/gallery")
 
 
 def _concept(session: Session, owner: str, concept_id: str) -> Concept | None:
@@ -45,7 +45,11 @@ def star(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form
     with studio.writing() as session:
         row = images.patch(session, owner, id, ImagePatch(starred=text(form, "starred") == "true"))
         image = images.to_schema(session, row)
-    return render(request, "_star.html", image=image) if is_fragment(request) else see(f"/images/{id}")
+    return (
+        render(request, "_star.html", image=image, small=bool(text(form, "small")))
+        if is_fragment(request)
+        else see(f"/images/{id}")
+    )
 
 
 @router.post("/images/{id}/delete")

@@ -23,7 +23,7 @@ class ImageGrid extends HTMLElement {
     this.count = this.childElementCount;
     let row = [];
     let width = 0;
-    for (const shot of this.querySelectorAll(":scope > .shot")) {
+    for (const shot of this.querySelectorAll(":scope > .shot, :scope > .cell")) {
       const natural = Number(shot.querySelector("img")?.getAttribute("width") ?? shot.dataset.width);
       row.push([shot, natural]);
       width += natural;

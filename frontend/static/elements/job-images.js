@@ -1,6 +1,6 @@
-// <job-images job since [refresh]>: pictures of a generation take their places one by one as they are finished.
+// <job-images job since>: pictures of a generation take their places one by one as they are finished.
 import { standing } from "./job-progress.js";
-import { announce, refreshContent, subscribe } from "./stream.js";
+import { announce, refresh, subscribe } from "./stream.js";
 
 class JobImages extends HTMLElement {
   connectedCallback() {
@@ -40,7 +40,7 @@ class JobImages extends HTMLElement {
 
   settle() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(refreshContent, 200);
+    this.timer = setTimeout(refresh, 200, `#${this.closest("article").id}`);
   }
 }
 

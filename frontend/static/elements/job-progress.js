@@ -1,6 +1,6 @@
-// <job-progress job since [refresh]>: ring, sentence and numbers of a job while it runs.
-// `refresh`: when the state changes, the server renders the content again.
-import { announce, refreshContent, subscribe } from "./stream.js";
+// <job-progress job since [refresh="#part"]>: ring, sentence and numbers of a job while it runs.
+// `refresh`: when the state changes, the server renders that part of the page again.
+import { announce, refresh, subscribe } from "./stream.js";
 
 const about = (seconds) => {
   if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
@@ -32,7 +32,7 @@ class JobProgress extends HTMLElement {
     const changed = event.type === "state" || event.type === "note" || event.type === "done";
     if (changed && this.hasAttribute("refresh")) {
       clearTimeout(this.timer);
-      this.timer = setTimeout(refreshContent, 150);
+      this.timer = setTimeout(refresh, 150, this.getAttribute("refresh"));
     }
   }
 

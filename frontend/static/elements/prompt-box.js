@@ -1,4 +1,5 @@
 // <prompt-box data-concepts="[{token, name, picture}]">: completion after @, chips, and the check while one writes.
+import { announce } from "./stream.js";
 
 class PromptBox extends HTMLElement {
   connectedCallback() {
@@ -39,7 +40,7 @@ class PromptBox extends HTMLElement {
     );
     this.options.replaceChildren(...found.slice(0, 8).map((concept, index) => this.option(concept, index)));
     this.options.hidden = found.length === 0;
-    this.field.setAttribute("aria-expanded", String(found.length > 0));
+    if (found.length > 0) announce(`${found.length} of your concepts fit. Choose with the arrow keys.`);
     this.choose(0);
   }
 
@@ -68,7 +69,7 @@ class PromptBox extends HTMLElement {
 
   close() {
     this.options.hidden = true;
-    this.field.setAttribute("aria-expanded", "false");
+    this.field.removeAttribute("aria-activedescendant");
   }
 
   pressed(event) {

@@ -57,15 +57,17 @@ export function announce(sentence) {
   if (place && place.textContent !== sentence) place.textContent = sentence;
 }
 
-/** Renders the page's content again on the server and puts it in place. */
-export async function refreshContent() {
+/** Has the server render the page again and puts the parts that `selector` names in place; the rest stays as it is. */
+export async function refresh(selector) {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const content = fresh.getElementById("content");
-  const place = document.getElementById("content");
-  if (!content || !place) return location.reload();
-  const open = [...place.querySelectorAll("details[open][id]")].map((details) => details.id);
-  place.replaceChildren(...content.childNodes);
-  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-  globalThis.htmx?.process(place);
+  for (const place of document.querySelectorAll(selector)) {
+    const part = place.id ? fresh.getElementById(place.id) : null;
+    if (!part) continue;
+    const open = [...place.querySelectorAll("details[open][id]")].map((details) => details.id);
+    place.replaceChildren(...part.childNodes);
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    globalThis.htmx?.process(place);
+  }
 }
