@@ -137,8 +137,9 @@ class Hub:
                 if found is None:
                     found = await asyncio.to_thread(self._fetch, owner_id, {job_id: seq})
                 batch += found
-                if found:
-                    position[job_id] = found[-1].seq
+                position[job_id] = (
+                    found[-1].seq if found else ring.last
+                )  # rows that are gone are not waited for
             if position[job_id] >= ring.last and ring.ended is not None:
                 done.add(job_id)
                 if not batch or batch[-1].job_id != job_id or batch[-1].type != "done":
