@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from worker.ml.toyworld.budget import Budget
 from worker.ml.toyworld.denoiser import (
@@ -44,9 +45,9 @@ def stage_at(share: float) -> Curriculum:
 class Learner(torch.nn.Module):
     """Text encoder and denoiser as one bag of parameters."""
 
-    def __init__(self, ring: SceneRing) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.text_encoder = new_text_encoder(ring.tokenizer)
+        self.text_encoder = new_text_encoder(tokenizer)
         self.denoiser = new_denoiser()
 
 
@@ -57,7 +58,7 @@ def train_denoiser(
     weights.
     """
     torch.manual_seed(0)
-    learner = Learner(ring)
+    learner = Learner(ring.tokenizer)
     parameters = list(learner.parameters())
     average = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.AdamW(
@@ -137,9 +138,9 @@ def _restore(learner: Learner, optimiser: torch.optim.Optimizer, average: list[T
         }
 
 
-def averaged_learner(ring: SceneRing, folder: Path) -> Learner:
+def averaged_learner(tokenizer: CLIPTokenizer, folder: Path) -> Learner:
     """The averaged weights of the newest saved state."""
-    learner = Learner(ring)
+    learner = Learner(tokenizer)
     tensors = load_file(folder / "state.safetensors")
     for name, parameter in learner.named_parameters():
         parameter.data.copy_(tensors[f"mean.{name}"])

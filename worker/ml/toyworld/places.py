@@ -38,7 +38,7 @@ def _where(mask: NDArray[np.bool_], yes: Array, no: Array) -> Array:
 
 def _horizon(rng: Rng, x: Array, low: float, high: float, swell: float) -> Array:
     level, phase, waves = rng.uniform(low, high), rng.uniform(0, 6.28), rng.uniform(2, 7)
-    return (level + swell * np.sin(waves * x + phase)).astype(np.float32)
+    return np.asarray(level + swell * np.sin(waves * x + phase), np.float32)
 
 
 def _discs(
