@@ -12,6 +12,11 @@ import structlog
 
 from backend.settings import Settings
 
+_tracebacks = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+"""Values of variables stay out of logs: among them are URLs with passwords."""
+
 
 def configure(settings: Settings) -> None:
     """Set up structlog and the standard library's root logger, once a process."""
@@ -23,7 +28,7 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_tracebacks, structlog.processors.JSONRenderer()]
         if as_json
         else [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
     )

@@ -67,7 +67,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     valkey.start()
     postgres = get_server(folder / "postgres", cleanup_mode="stop")
     engine = create_engine(postgres.get_uri(), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:  # tests kill our processes, not the server: it need not wait for the disk
+    with (
+        engine.connect() as connection
+    ):  # tests kill our processes, not the server: it need not wait for the disk
         connection.execute(text("ALTER SYSTEM SET fsync = off"))
         connection.execute(text("SELECT pg_reload_conf()"))
     engine.dispose()

@@ -6,6 +6,7 @@ limits, remote control and schedules of Celery are unused: the rows do all that 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -19,10 +20,13 @@ from backend import logs
 from backend.maintenance import Maintenance
 from backend.queue import HINT_TASK, broker_settings
 from backend.settings import Settings
+from worker import broker
 from worker.supervisor import STUDIO, Supervisor, Trade
 
 _log = structlog.get_logger(__name__)
 STOP_S = 30.0
+trade: Trade = STUDIO
+"""What this worker's executors can do; a drill worker puts another here before it starts."""
 
 _settings = Settings()
 app = Celery("moongate")
@@ -44,6 +48,7 @@ app.conf.update(
     worker_send_task_events=False,
     worker_hijack_root_logger=False,
 )
+broker.install(app)
 
 
 class Slot:
@@ -78,19 +83,20 @@ class Slot:
 _slots: list[Slot] = []
 
 
-def _hint(job_id: str) -> None:
-    """There may be work. The id is only for the log: the slot takes the best job, whatever was rung for."""
-    _log.debug("hint", job=str(job_id)[:36])
+def _hint(*job: object, **_: object) -> None:
+    """There may be work. Whose is not even read: the slot takes the best job, whatever was rung for."""
     for slot in _slots:
         slot.supervisor.wake()
 
 
 def _configure_logging(**_: Any) -> None:
     logs.configure(_settings)
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):  # two lines a hint
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _begin(**_: Any) -> None:
-    slot = Slot(_settings, STUDIO)
+    slot = Slot(_settings, trade)
     _slots.append(slot)
     slot.start()
 
