@@ -27,6 +27,7 @@ class Item:
     job: Job
     headline: str
     sentence: str
+    ended: str
     picture: str | None
     drawn: Image | None
     ring: float | None
@@ -58,11 +59,12 @@ def _item(session: Session, owner: str, job: Job) -> Item:
     drawn, _ = images.page(session, owner, job=job.id, limit=1)
     photos = taught[0].photos if taught else []
     ring = job_view.History(session, owner, job).ring() if job.state == "running" else None
-    ended = f", {phrases.ago(job.finished_at)}" if job.finished_at else ""
+    ended = phrases.ago(job.finished_at) if job.finished_at else ""
     return Item(
         job=job,
         headline=job_view.headline(job, taught),
-        sentence=f"{job_view.sentence(job)}{ended}",
+        sentence=job_view.sentence(job),
+        ended=ended,
         picture=photos[0].thumbnail_url if photos else None,
         drawn=images.to_schema(session, drawn[0]) if drawn else None,
         ring=ring,
