@@ -26,8 +26,9 @@ CPU_S = 10
 MEMORY_BYTES = 2_000_000_000
 THUMBNAIL_PX = 512
 MAX_ASPECT = 6.0
-BLURRED_BELOW = 25.0
-"""Variance of the Laplacian of the grey picture at 512 pixels; sharp photos have hundreds."""
+BLURRED_BELOW = 20.0
+"""Variance of the Laplacian in the sharpest of 4 x 4 tiles of the grey picture at 512 pixels. Sharp photos have
+hundreds; a sharp subject before a smooth background has one sharp tile, and that is enough."""
 DARK_BELOW = 35.0
 SMALL_BELOW_PX = 384
 
@@ -150,11 +151,17 @@ def findings(grey: Image.Image, shorter_px: int) -> list[str]:
     found = []
     if shorter_px < SMALL_BELOW_PX:
         found.append(f"Small: {shorter_px} pixels on the shorter side, so fine details are missing.")
-    if ImageStat.Stat(edges).var[0] < BLURRED_BELOW:
+    if max(ImageStat.Stat(tile).var[0] for tile in _tiles(edges)) < BLURRED_BELOW:
         found.append("Blurred: a sharper photo teaches more.")
     if ImageStat.Stat(grey).mean[0] < DARK_BELOW:
         found.append("Very dark: a brighter photo teaches more.")
     return found
+
+
+def _tiles(picture: Image.Image) -> list[Image.Image]:
+    width, height = picture.width // 4, picture.height // 4
+    corners = [(column * width, row * height) for row in range(4) for column in range(4)]
+    return [picture.crop((left, top, left + width, top + height)) for left, top in corners]
 
 
 def _limit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,44 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from backend import migrate
 from backend.main import create_app
 from backend.settings import Settings
 from backend.studio import Studio
 from tests.backend.pictures import photo
 from tests.backend.workshop import Workshop
+from tests.servers import Servers
 
 ORIGIN = "http://127.0.0.1"
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", low_water_bytes=0, base_models=[], log_json=True)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """SQLite; a test that is parametrised indirectly with "postgres" gets an empty database of the real server."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return ""
+    servers: Servers = request.getfixturevalue("servers")
+    return servers.fresh_database()
+
+
+on_both_databases = pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.servers)], indirect=True
+)
 
 
 @pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    return create_app(settings)
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return Settings(data_dir=tmp_path / "data", database_url=database_url, low_water_bytes=0, log_json=True)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[FastAPI]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    migrate.upgrade(settings)
+    yield create_app(settings)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from backend.models import ConceptWeights, Outbox
 from backend.services import samples
 from backend.services.concepts import slug
 from backend.studio import Studio
-from tests.backend.conftest import Api
+from tests.backend.conftest import Api, on_both_databases
 from tests.backend.pictures import photo
 from tests.backend.workshop import Workshop
 
@@ -54,6 +54,7 @@ def purges(studio: Studio) -> set[str]:
         return set(session.scalars(select(Outbox.ref).where(Outbox.topic == "purge")))
 
 
+@on_both_databases
 def test_deleting_asks_first_and_then_takes_everything(
     client: TestClient, api: Api, workshop: Workshop, studio: Studio
 ) -> None:

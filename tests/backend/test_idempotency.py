@@ -13,9 +13,11 @@ from backend.errors import Conflict
 from backend.models import LOCAL_OWNER, IdempotencyKey, now
 from backend.services import idempotency
 from backend.studio import Studio
-from tests.backend.conftest import Api
+from tests.backend.conftest import Api, on_both_databases
 from tests.backend.pictures import photo
 from tests.backend.workshop import Workshop
+
+pytestmark = on_both_databases
 
 BODY = {"name": "Stark", "class_noun": "dog"}
 

@@ -9,8 +9,10 @@ import re
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from tests.backend.conftest import Api
+from tests.backend.conftest import Api, on_both_databases
 from tests.backend.workshop import Workshop
+
+pytestmark = on_both_databases
 
 
 def test_from_photos_to_pictures(client: TestClient, api: Api, workshop: Workshop) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
+from backend.settings import Settings
+from backend.studio import Studio
 from tests.acceptance.studios import ROOT, environment, free_port
+from tests.backend.workshop import Workshop
 
 
 def test_the_web_process_starts_with_torch_blocked(tmp_path: Path) -> None:
@@ -31,6 +34,7 @@ def test_the_web_process_starts_with_torch_blocked(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=ROOT,
+        check=False,
         env=environment(tmp_path, free_port()),
         capture_output=True,
         text=True,
@@ -39,13 +43,27 @@ def test_the_web_process_starts_with_torch_blocked(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1:] == ["light"], done.stderr
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> tuple[subprocess.Popen[bytes], str, float]:
+@dataclass(frozen=True)
+class Served:
     """A web process alone, its address, and the seconds until it answered."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    ready_s: float
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", "backend.main:create_app", "--port", str(port)]
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path, port), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(tmp_path, port),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     url = f"http://127.0.0.1:{port}"
     while True:
         try:
@@ -54,23 +72,25 @@ def served(tmp_path: Path) -> tuple[subprocess.Popen[bytes], str, float]:
         except httpx.TransportError:
             assert time.monotonic() - started < 60
             time.sleep(0.05)
-    yield process, url, time.monotonic() - started  # type: ignore[misc]
+    yield Served(process, url, time.monotonic() - started)
     if process.poll() is None:
         process.kill()
         process.wait()
 
 
-def test_it_is_light_and_ends_open_streams_at_once(
-    served: tuple[subprocess.Popen[bytes], str, float],
-) -> None:
-    process, url, _ = served
-    resident_kb = int(
-        next(
-            line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmRSS" in line
-        ).split()[1]
-    )
-    assert resident_kb < 200_000
-    told = time.monotonic()
-    os.kill(process.pid, signal.SIGTERM)
-    process.wait(timeout=10)
-    assert time.monotonic() - told < 8
+def test_it_is_light_and_ends_open_streams_when_told_to_go(served: Served, tmp_path: Path) -> None:
+    studio = Studio.open(Settings(data_dir=tmp_path))
+    Workshop(studio).open()
+    with httpx.Client(base_url=served.url, timeout=10) as client:
+        job = client.post("/api/v1/generations", json={"prompt": "a dog"}).json()
+        resident = Path(f"/proc/{served.process.pid}/status").read_text()
+        assert int(resident.split("VmRSS:")[1].split()[0]) < 200_000
+        with client.stream("GET", job["urls"]["events"]) as stream:
+            lines = stream.iter_lines()
+            assert any(line == "event: state" for line in lines)
+            told = time.monotonic()
+            served.process.terminate()
+            list(lines)
+        served.process.wait(timeout=10)
+    assert time.monotonic() - told < 4
+    studio.close()
