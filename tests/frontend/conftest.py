@@ -10,10 +10,10 @@ from fastapi.testclient import TestClient
 from backend.services import jobs
 from backend.services.job_events import Event, append, note
 from backend.studio import Studio
-from tests.backend.conftest import Api, api, app, client, settings, studio, workshop
+from tests.backend.conftest import Api, api, app, client, database_url, settings, studio, workshop
 from tests.backend.workshop import Workshop, base
 
-__all__ = ["Api", "api", "app", "client", "settings", "studio", "workshop"]
+__all__ = ["Api", "api", "app", "client", "database_url", "settings", "studio", "workshop"]
 
 HOSTILE = '"><svg onload=alert(1)><script>alert("x")</script>'
 

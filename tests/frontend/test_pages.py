@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from backend.studio import Studio
+from tests.backend.conftest import on_both_databases
 from tests.frontend.conftest import Lived
 from tests.frontend.markup import Markup, read
 
@@ -44,6 +45,7 @@ def test_every_page_answers_on_an_empty_installation(client: TestClient, address
     assert page.inline == []
 
 
+@on_both_databases
 def test_every_page_answers_with_content_and_is_sound(client: TestClient, lived_in: Lived) -> None:
     known: set[str] = set()
     for address in pages(lived_in):
