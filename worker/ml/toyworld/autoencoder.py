@@ -62,13 +62,14 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    bank: SpriteBank, folder: Path, budget: Budget, *, decoder_only: bool = False
+    bank: SpriteBank, folder: Path, budget: Budget, *, decoder_only: bool = False, device: str = "cpu"
 ) -> AutoencoderKL:
     """Train for the budget, saving to ``folder`` every few minutes; goes on from ``folder`` where there is one.
 
     ``decoder_only`` keeps the encoder, and so all latents, as they are: a later polish.
     """
     vae = AutoencoderKL.from_pretrained(folder) if (folder / "config.json").exists() else new_autoencoder()
+    vae.to(device)
     trained = (
         [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         if decoder_only
@@ -79,7 +80,7 @@ def train_autoencoder(
     for step in budget.steps():
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate(LEARNING_RATE * (0.5 if decoder_only else 1.0))
-        pixels = crops(bank, rng)
+        pixels = crops(bank, rng).to(device)
         if decoder_only:
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.sample()

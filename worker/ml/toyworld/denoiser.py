@@ -81,18 +81,24 @@ class SceneRing:
     tokenizer: CLIPTokenizer
     scale: float
     capacity: int = 24_000
+    device: str = "cpu"
     latents: list[Tensor] = field(default_factory=list)
     scenes: list[Scene] = field(default_factory=list)
     oldest: int = 0
+
+    def __post_init__(self) -> None:
+        self.vae.to(self.device)
 
     @torch.no_grad()
     def add(self, rng: np.random.Generator, stage: Curriculum, count: int) -> None:
         """Draw and encode ``count`` new scenes."""
         scenes = [sample_scene(self.bank, rng, stage) for _ in range(count)]
         pixels = np.stack([draw(scene, self.bank, 64) for scene in scenes]).transpose(0, 3, 1, 2)
-        posterior = self.vae.encode(torch.from_numpy(np.ascontiguousarray(pixels)) * 2 - 1).latent_dist
-        noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
-        for latent, scene in zip((posterior.mean + posterior.std * noise) * self.scale, scenes, strict=True):
+        inputs = torch.from_numpy(np.ascontiguousarray(pixels)) * 2 - 1
+        posterior = self.vae.encode(inputs.to(self.device)).latent_dist
+        mean, deviation = posterior.mean.cpu(), posterior.std.cpu()
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        for latent, scene in zip((mean + deviation * noise) * self.scale, scenes, strict=True):
             if len(self.latents) < self.capacity:
                 self.latents.append(latent.half())
                 self.scenes.append(scene)
@@ -140,8 +146,8 @@ def denoising_loss(
     rng: np.random.Generator,
 ) -> Tensor:
     """Weighted mean squared error of the velocity, a scalar."""
-    x_t, t, target, weight = noise.example(latents, rng)
-    states = encoder(ids)[0]
+    x_t, t, target, weight = (part.to(denoiser.device) for part in noise.example(latents, rng))
+    states = encoder(ids.to(denoiser.device))[0]
     predicted = denoiser(x_t, t, encoder_hidden_states=states, return_dict=False)[0]
     loss: Tensor = (weight * (predicted - target) ** 2).mean()
     return loss

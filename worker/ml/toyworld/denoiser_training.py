@@ -34,7 +34,7 @@ FRESH = 4
 LEARNING_RATE = 1e-3
 AVERAGE_HALF_LIFE = 200
 SAVE_EVERY = 250
-STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.30, SECOND), (0.60, WHOLE))
+STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.55, SECOND), (0.80, WHOLE))
 
 
 def stage_at(share: float) -> Curriculum:
@@ -58,7 +58,7 @@ def train_denoiser(
     weights.
     """
     torch.manual_seed(0)
-    learner = Learner(ring.tokenizer)
+    learner = Learner(ring.tokenizer).to(ring.device)
     parameters = list(learner.parameters())
     average = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.AdamW(
@@ -132,9 +132,9 @@ def _restore(learner: Learner, optimiser: torch.optim.Optimizer, average: list[T
         parameter.data.copy_(tensors[f"raw.{name}"])
         mean.copy_(tensors[f"mean.{name}"])
         optimiser.state[parameter] = {
-            "exp_avg": tensors[f"m.{name}"].clone(),
-            "exp_avg_sq": tensors[f"v.{name}"].clone(),
-            "step": tensors[f"t.{name}"].reshape(()).clone(),
+            "exp_avg": tensors[f"m.{name}"].to(parameter.device, copy=True),
+            "exp_avg_sq": tensors[f"v.{name}"].to(parameter.device, copy=True),
+            "step": tensors[f"t.{name}"].reshape(()).to(parameter.device, copy=True),
         }
 
 
