@@ -25,6 +25,7 @@ class Attempt:
     unit: Unit
     kind: str
     spec: dict[str, Any]
+    priority: int
     staging: Path
     checkpoints: Path
     claimed_at: float = field(default_factory=time.monotonic)
@@ -34,6 +35,7 @@ class Attempt:
     work_began_at: float | None = None
     cancelled_at: float | None = None
     released_at: float | None = None
+    release_cause: Event | None = None
     terminated: bool = False
     finish_sent: bool = False
     lost: bool = False
@@ -53,6 +55,7 @@ class Attempt:
             Unit(job=job.id, fence=job.fence),
             job.kind,
             job.spec,
+            job.priority,
             work_dir / "staging" / job.id / str(job.fence),
             work_dir / "checkpoints" / job.id,
         )

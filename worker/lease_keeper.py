@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from backend.db import Database
 from backend.schemas.executor import CancelJob, FinishJob, ReleaseJob
 from backend.services import leases
+from backend.services.job_events import Event
 from backend.services.leases import Flags
 from backend.settings import Settings
 from worker.attempt import Attempt
@@ -55,9 +56,10 @@ class LeaseKeeper:
         self._escalate(attempt)
         return renewed
 
-    def release(self, attempt: Attempt) -> None:
-        """Ask for a checkpoint and the end of the attempt."""
+    def release(self, attempt: Attempt, cause: Event | None = None) -> None:
+        """Ask for a checkpoint and the end of the attempt. ``cause``: a note for the job's page."""
         if attempt.released_at is None and attempt.cancelled_at is None:
+            attempt.release_cause = cause
             attempt.released_at = time.monotonic()
             self._executor.send(ReleaseJob(job=attempt.unit.job, fence=attempt.unit.fence))
 

@@ -30,6 +30,7 @@ from worker.publication import Publication
 from worker.verification import OutputInvalid
 
 _log = structlog.get_logger(__name__)
+RESTARTED = note("released", "The worker was restarted; the job goes on afterwards.")
 _STORAGE_FULL = "The disk of the studio is full. Free some space, then retry."
 
 
@@ -121,7 +122,7 @@ class Outcomes:
                 self._commit(lambda session: leases.cancelled(session, attempt.unit))
                 attempt.sweep(checkpoints=True)
             case Stopped():
-                self._released(attempt, "The worker was restarted.")
+                self._released(attempt, attempt.release_cause or RESTARTED)
             case Died():
                 self._died(attempt, message)
         return True
@@ -143,8 +144,8 @@ class Outcomes:
         attempt.sweep(checkpoints=True)
         _log.info("job_ended", job=attempt.unit.job, published=published)
 
-    def _released(self, attempt: Attempt, message: str) -> None:
-        state = self._commit(lambda session: leases.release(session, attempt.unit, message))
+    def _released(self, attempt: Attempt, cause: Event) -> None:
+        state = self._commit(lambda session: leases.release(session, attempt.unit, cause))
         _log.info("job_released", job=attempt.unit.job, state=state)
         attempt.sweep(checkpoints=state == "cancelled")
 
@@ -154,7 +155,7 @@ class Outcomes:
             attempt.sweep(checkpoints=True)
             return
         if attempt.released_at is not None:
-            self._released(attempt, "The worker was restarted and could not wait for a checkpoint.")
+            self._released(attempt, attempt.release_cause or RESTARTED)
             return
         cause = note("executor_died", f"The process that computed this job is gone: {died.words}.")
         state = self._commit(

@@ -17,6 +17,7 @@ import select
 import threading
 import time
 from dataclasses import dataclass
+from typing import TypedDict
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -44,6 +45,21 @@ STICKY_FAULTS, STICKY_WITHIN_S = 3, 600.0
 JOBS_PER_EXECUTOR = 200
 RSS_SHARE = 0.6
 """An executor that keeps more than this share of the machine's memory between jobs is replaced."""
+
+
+GIVES_WAY = frozenset({"train"})
+GIVES_WAY_AFTER_S = 10.0
+"""Of work in an attempt; the time to prepare again shall stay a small part."""
+GIVE_WAY_LOOK_S = 1.0
+PAUSED = note("paused", "Paused to draw pictures that somebody waits for; it goes on afterwards.")
+
+
+class Able(TypedDict):
+    """Arguments of ``leases.claim``."""
+
+    queues: tuple[str, ...]
+    kinds: dict[str, int]
+    base_hashes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -215,6 +231,23 @@ class Supervisor:
             self._executor.send(RenewLease(job=attempt.unit.job, fence=attempt.unit.fence))
         if attempt.due() and not attempt.lost:
             self._outcomes.write(attempt)
+        self._give_way(attempt)
+
+    def _give_way(self, attempt: Attempt) -> None:
+        """A training that has got somewhere steps aside when a picture waits; it resumes right afterwards."""
+        at = time.monotonic()
+        began = attempt.work_began_at
+        if (
+            attempt.kind not in GIVES_WAY
+            or began is None
+            or at - began < GIVES_WAY_AFTER_S
+            or at < self._look_at
+        ):
+            return
+        self._look_at = at + min(self._look_s, GIVE_WAY_LOOK_S)
+        with self._database.read() as session:
+            if leases.more_urgent(session, attempt.priority, **self._able()):
+                self._keeper.release(attempt, PAUSED)
 
     def _receive(self, message: FromExecutor | Died) -> None:
         if isinstance(message, Ready):
@@ -264,12 +297,9 @@ class Supervisor:
         if not idle or at < self._look_at or self._stopping.is_set() or self._defunct():
             return
         self._look_at = at + self._look_s
-        assert self._ready is not None
-        hashes = {base.hash: self._ready.base_folders[base.id] for base in self._ready.bases}
+        able = self._able()
         with self._database.write() as session:
-            job = leases.claim(
-                session, self._worker_id, queues=self._queues, kinds=self._trade.kinds, base_hashes=hashes
-            )
+            job = leases.claim(session, self._worker_id, **able)
             done = publishing.image_indices(session, job.id) if job is not None else []
         if job is None:
             return
@@ -294,12 +324,18 @@ class Supervisor:
                 staging=str(attempt.staging),
                 checkpoints=str(attempt.checkpoints),
                 cache=str(self._cache),
-                base_folder=hashes.get(job.base_hash, ""),
+                base_folder=able["base_hashes"].get(job.base_hash, ""),
                 done_indices=done,
                 checkpoint_s=self._settings.checkpoint_s,
                 lease_s=self._settings.lease_s * 2 / 3,
             )
         )
+
+    def _able(self) -> Able:
+        """What this worker can claim now; the values of ``base_hashes`` are the folders."""
+        ready = self._ready
+        bases = {base.hash: ready.base_folders[base.id] for base in ready.bases} if ready is not None else {}
+        return {"queues": self._queues, "kinds": self._trade.kinds, "base_hashes": bases}
 
     def _say_goodbye(self) -> None:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from backend.failpoints import fp
@@ -52,16 +52,9 @@ def claim(
     others = aliased(Job)
     of_owner = select(func.count()).where(others.owner_id == Job.owner_id, others.state == "running")
     served = select(func.max(others.started_at)).where(others.owner_id == Job.owner_id)
-    understood = or_(*((Job.kind == kind) & (Job.spec_version <= version) for kind, version in kinds.items()))
     best = (
         select(Job.id)
-        .where(
-            Job.state == "queued",
-            Job.queue.in_(queues),
-            Job.not_before <= now(),
-            Job.base_hash.in_([*base_hashes, ""]),
-            understood,
-        )
+        .where(*_claimable(queues, kinds, base_hashes))
         .order_by(
             Job.priority.desc(),
             of_owner.scalar_subquery(),
@@ -82,6 +75,32 @@ def claim(
     ):  # fmt: skip
         return None
     return session.get_one(Job, job_id, populate_existing=True)
+
+
+def more_urgent(
+    session: Session,
+    than: int,
+    *,
+    queues: Collection[str],
+    kinds: Mapping[str, int],
+    base_hashes: Collection[str],
+) -> bool:
+    """Whether a job of a higher priority waits for this worker (P10: a picture need not wait for a training's end)."""
+    waiting = select(Job.id).where(*_claimable(queues, kinds, base_hashes), Job.priority > than).limit(1)
+    return session.scalar(waiting) is not None
+
+
+def _claimable(
+    queues: Collection[str], kinds: Mapping[str, int], base_hashes: Collection[str]
+) -> list[ColumnElement[bool]]:
+    understood = ((Job.kind == kind) & (Job.spec_version <= version) for kind, version in kinds.items())
+    return [
+        Job.state == "queued",
+        Job.queue.in_(queues),
+        Job.not_before <= now(),
+        Job.base_hash.in_([*base_hashes, ""]),
+        or_(*understood),
+    ]
 
 
 # ---- T4 heartbeat
@@ -145,10 +164,10 @@ def _held(session: Session, unit: Unit) -> Job | None:
     )
 
 
-def release(session: Session, unit: Unit, message: str) -> str | None:
+def release(session: Session, unit: Unit, cause: Event) -> str | None:
     """T5: back to the queue at once, and the attempt does not count; the checkpoint stays. A cancel request wins.
 
-    Returns the new state, or None for a stale fence.
+    ``cause`` is a note that says why. Returns the new state, or None for a stale fence.
     """
     held = _held(session, unit)
     if held is None:
@@ -156,8 +175,8 @@ def release(session: Session, unit: Unit, message: str) -> str | None:
     if held.cancel_requested_at is not None:
         return "cancelled" if cancelled(session, unit) else None
     jobs.transition(
-        session, unit.job, "queued", Job.fence == unit.fence, expected=("running",), note=message,
-        events=[note("released", message)], attempt=Job.attempt - 1, not_before=now(), phase="waiting",
+        session, unit.job, "queued", Job.fence == unit.fence, expected=("running",),
+        events=[cause], note=cause.data["message"], attempt=Job.attempt - 1, not_before=now(), phase="waiting",
         rate=None, eta_s=None,
     )  # fmt: skip
     jobs.queue_hint(session, held.id, held.owner_id, held.queue, 0.0)

@@ -57,6 +57,15 @@ def restart(studio: Installation) -> None:
     studio.until(lambda: studio.log().count("executor_ready") > warm, WARM_S)
 
 
+def damage_newest_checkpoint(studio: Installation, job_id: str) -> None:
+    """F6: flip one byte of its tensors."""
+    found = (studio.settings.work_dir / "checkpoints" / job_id).glob("*/ckpt-*/tensors.safetensors")
+    file = max(found, key=lambda path: int(path.parent.name.removeprefix("ckpt-").removesuffix(".tmp")))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 def photos() -> list[bytes]:
     found = []
     for seed in range(3):
@@ -105,10 +114,13 @@ def test_a_killed_supervisor_comes_back_and_the_result_is_the_same(
 ) -> None:
     job_id = studio.train(photos(), previews=["a photo of <stark> dog"], **PARAMS)
     studio.at_step(job_id, random.randint(5, STEPS - 10), 60)
+    studio.until(lambda: studio.job(job_id).checkpoint_step)
     studio.processes[-1].kill()
+    studio.processes[-1].wait()
+    damage_newest_checkpoint(studio, job_id)
     restart(studio)
     assert trained(studio, job_id) == undisturbed
-    assert "worker_lost" in studio.notes(job_id)
+    assert studio.notes(job_id)[:2] == ["worker_lost", "checkpoint_discarded"]
     assert studio.job(job_id).attempt == 2
 
 

@@ -4,7 +4,8 @@
 ``params`` of a training, and by words such as ``step_s=0.1`` in the prompt of a generation:
 
 ``steps`` (10), ``step_s`` (0.01), ``checkpoint_every`` (0: never), ``die_at`` step with ``signal`` (9) for the first
-``deaths`` attempts (1), ``deaf`` (ignore every request), ``fail`` code with ``retryable``, ``nan`` in the weights.
+``deaths`` attempts (1), ``deaf`` (ignore every request), ``fail`` code with ``retryable`` and ``sticky``, ``nan`` in
+the weights.
 """
 
 from __future__ import annotations
@@ -97,8 +98,9 @@ class Drill:
 
     def _hardship(self, job: RunJob, told: dict[str, Any], step: int, reporter: Reporter) -> None:
         if "fail" in told:
+            retryable, sticky = bool(told.get("retryable")), bool(told.get("sticky"))
             raise JobFailed(
-                told["fail"], "The drill failed as it was told to.", retryable=bool(told.get("retryable"))
+                told["fail"], "The drill failed as it was told to.", retryable=retryable, sticky=sticky
             )
         if step != int(told.get("die_at", -1)):
             return
@@ -142,7 +144,9 @@ def handlers() -> Drill:
 
 
 if __name__ == "__main__":
+    from worker import supervisor
     from worker.__main__ import main
     from worker.supervisor import Trade
 
+    supervisor.GIVES_WAY_AFTER_S = 0.5
     sys.exit(main(Trade("tests.worker.drill", {"train": 1, "generate": 1})))

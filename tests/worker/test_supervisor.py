@@ -118,6 +118,17 @@ def test_finish_keeps_what_is_learned(studio: Installation) -> None:
     assert 3 <= weights.report["steps"] < 1000
 
 
+def test_p10_a_training_steps_aside_for_a_picture(studio: Installation) -> None:
+    training = studio.train(steps=120, step_s=0.03)
+    studio.at_step(training, 30)
+    picture_job = studio.ended(studio.generate(num_images=2), 5)
+    assert picture_job.state == "succeeded"
+    assert studio.job(training).state != "succeeded"
+    job = studio.ended(training)
+    assert (job.state, job.attempt) == ("succeeded", 1)
+    assert studio.notes(training) == ["paused", "resumed"]
+
+
 def test_what_does_not_hear_is_killed_and_the_slot_goes_on(studio: Installation) -> None:
     before = executor_pid(studio)
     job_id = studio.train(steps=1000, step_s=0.05, deaf=True)
@@ -197,6 +208,27 @@ def test_worker_and_base_are_registered(studio: Installation) -> None:
             return session.get_one(Worker, worker.id).hb_seq > before
 
     assert studio.until(beats)
+
+
+def test_a_spoilt_device_gets_a_new_process_and_after_three_the_slot_is_defunct(tmp_path: Path) -> None:
+    with installation(tmp_path) as studio:
+        studio.start()
+        studio.until(lambda: "executor_ready" in studio.log())
+        pids = set()
+        for _ in range(3):
+            pids.add(executor_pid(studio))
+            ready = studio.log().count("executor_ready")
+            assert studio.ended(studio.train(fail="device_fault", sticky=True)).state == "failed"
+            studio.until(lambda ready=ready: studio.log().count("executor_ready") > ready)
+        assert len(pids) == 3
+        waiting = studio.generate()
+
+        def state() -> str:
+            with studio.database.read() as session:
+                return session.query(Worker).one().state
+
+        studio.until(lambda: state() == "defunct")
+        assert studio.job(waiting).state == "queued"
 
 
 def test_a_second_worker_of_the_device_ends_with_a_clear_error(studio: Installation) -> None:

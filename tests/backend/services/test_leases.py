@@ -145,7 +145,7 @@ def test_a_stale_fence_changes_nothing(database: Database) -> None:
     unit = held(database)
     stale = Unit(job=unit.job, fence=unit.fence - 1)
     before = job_of(database, unit).last_event
-    assert in_write(database, leases.release, stale, "x") is None
+    assert in_write(database, leases.release, stale, CAUSE) is None
     assert in_write(database, leases.fail, stale, ERROR, 3) is None
     assert in_write(database, leases.cancelled, stale) is False
     assert in_write(database, leases.requeue_after_death, stale, CAUSE, 3) is None
@@ -169,7 +169,7 @@ def test_a_heartbeat_moves_the_counter_and_brings_what_people_ask(database: Data
 
 def test_a_release_does_not_count(database: Database) -> None:
     unit = held(database)
-    assert in_write(database, leases.release, unit, "The worker was restarted.") == "queued"
+    assert in_write(database, leases.release, unit, CAUSE) == "queued"
     job = job_of(database, unit)
     assert (job.state, job.attempt, job.worker_id) == ("queued", 0, None)
     again = claim(database)
@@ -226,7 +226,7 @@ def test_a_cancel_wins_over_every_way_back_to_the_queue(database: Database, end:
     unit = held(database)
     in_write(database, jobs.request_cancel, LOCAL_OWNER, unit.job)
     ends: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
-        "release": (leases.release, ("x",)),
+        "release": (leases.release, (CAUSE,)),
         "fail": (leases.fail, (ERROR, 3)),
         "death": (leases.requeue_after_death, (CAUSE, 3)),
     }
