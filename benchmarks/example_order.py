@@ -79,7 +79,7 @@ class ExampleOrder:
         with self.installed():
             prediction = model.denoiser(noisy, t, encoder_hidden_states=states, return_dict=False)[0]
             loss = with_prior(masked_squared_error(prediction, target, rows.masks), rows.prior, 1.0).total
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         assert self.table.grad is not None
         self.table.grad[: model.vocabulary_size] = 0.0
         torch.nn.utils.clip_grad_norm_([*self.matrices, self.table], 1.0)
@@ -87,10 +87,10 @@ class ExampleOrder:
         return float(loss)
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self, *, detach_first: bool = True) -> Iterator[None]:
         """Our matrices in the denoiser, the start token's key and value detached; on exit the model is as before."""
         before = [module.weight for module in self.modules]
-        hooks = [module.register_forward_hook(_first_detached) for module in self.modules]
+        hooks = [module.register_forward_hook(_first_detached) for module in self.modules if detach_first]
         for module, matrix in zip(self.modules, self.matrices, strict=True):
             module.weight = matrix
         try:
@@ -111,4 +111,7 @@ def encode(model: StableDiffusion, pixels: Tensor, noise: Tensor) -> Tensor:
 
 
 def _first_detached(module: torch.nn.Module, arguments: Any, projected: Tensor) -> Tensor:
-    return torch.cat([projected[:, :1].detach(), projected[:, 1:]], dim=1)
+    """As the example writes it: a mask of ones with zeros at the first position."""
+    detach = torch.ones_like(projected)
+    detach[:, :1, :] = 0.0
+    return detach * projected + (1 - detach) * projected.detach()

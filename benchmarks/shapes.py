@@ -23,6 +23,9 @@ SCHEDULE = {
 }
 
 
+EXAMPLES = ["a photo of a {} on the beach", "a photo of a {} in the snow", "a photo of a {} at night"]
+
+
 def byte_tokenizer(positions: int) -> CLIPTokenizer:
     """Bytes and nothing else: enough where texts need only be of a certain length."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -57,6 +60,7 @@ def build(  # noqa: PLR0913
         defaults=SamplingDefaults(),
         prompt_limit_tokens=positions,
         tokenizer_json="",
+        example_prompts=EXAMPLES,
     )
     return StableDiffusion(
         description,

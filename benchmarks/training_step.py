@@ -1,8 +1,9 @@
-"""What a training step costs: ours, a bare forward and backward of the denoiser, and the order of the diffusers example.
+"""What a training step costs: ours, a bare forward and backward of the denoiser, and the order of the diffusers
+example.
 
-``python -m benchmarks.training_step --base worker/base_models/toyworld`` or ``--shape toyworld | sd15`` (random weights).
-All kinds take turns in one run, so that whatever else the machine does hits all of them; medians and ratios are
-reported. The result goes to ``benchmarks/results/training_step_<name>.json``.
+``python -m benchmarks.training_step --base worker/base_models/toyworld`` or ``--shape toyworld | sd15`` (random
+weights). All kinds take turns in one run, so that whatever else the machine does hits all of them; medians and ratios
+are reported. The result goes to ``benchmarks/results/training_step_<name>.json``.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from worker.ml.methods import ConceptExamples
 from worker.ml.methods.custom_diffusion import untrained_edit
 from worker.ml.run import InProcessRun
 from worker.ml.streams import rng
-from worker.ml.training.captions import photo_caption
+from worker.ml.training.captions import class_prompts, photo_caption
 from worker.ml.training.loop import Progress, advance
 from worker.ml.training.losses import masked_squared_error, with_prior
 from worker.ml.training.trainee import Group, Rows, Trainee
 
 RESULTS = Path(__file__).parent / "results"
 TOKEN, NOUN = "stark", "dog"
-PREFIXES = ("", "zoomed in", "very small", "")
-"""The mean batch of four has about three different captions (probabilities 0.40, 2 x 0.17, 2 x 0.13)."""
+PREFIXES = ("", "", "zoomed in", "zoomed in")
+"""What the deck deals to a batch of four: pairs of one caption each, so 1.75 different ones on average. The same goes
+for prior images."""
 
 
 def pixel_rows(model: StableDiffusion, photos: int, seed: int) -> PixelRows:
@@ -45,12 +47,13 @@ def pixel_rows(model: StableDiffusion, photos: int, seed: int) -> PixelRows:
     rows, side = 2 * photos, model.description.resolution
     draw = rng(seed, "benchmark", 0)
     cells = side // model.cell
+    classes = class_prompts(NOUN, "subject", model.description.example_prompts)
     captions = [photo_caption(TOKEN, NOUN, "subject", PREFIXES[i % len(PREFIXES)]) for i in range(photos)]
     return PixelRows(
         pixels=torch.rand(rows, 3, side, side, generator=draw) * 2 - 1,
         posterior_noise=torch.randn(rows, model.latent_channels, cells, cells, generator=draw),
         masks=torch.ones(rows, 1, cells, cells),
-        captions=[*captions, *(f"photo of a {NOUN}" for _ in range(photos))],
+        captions=[*captions, *(classes[i // 2 % len(classes)] for i in range(photos))],
         prior=[False] * photos + [True] * photos,
     )
 
@@ -123,7 +126,7 @@ def bare(model: StableDiffusion, example: ExampleOrder, rows: Rows, states: Tens
     noisy, t, target = model.noised(rows.latents, rng(seed, "noise", 0))
     for matrix in example.matrices:
         matrix.grad = None
-    with example.installed():
+    with example.installed(detach_first=False):
         prediction = model.denoiser(noisy, t, encoder_hidden_states=states, return_dict=False)[0]
         (prediction - target).square().mean().backward()
 
@@ -187,14 +190,20 @@ def parts_of(
 
 
 def take_turns(kinds: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call; every round runs each kind once. One unmeasured round first where there are several."""
+    """Seconds of each call; every round runs each kind once, each round begins with another kind.
+
+    Seconds are the thread's own processor time, so that other programs on the machine count as little as they can; all
+    kinds run on one thread. One unmeasured round first where there are several.
+    """
     times: dict[str, list[float]] = {name: [] for name in kinds}
+    names = list(kinds)
     for number in range(rounds + (rounds > 2)):
-        for name, call in kinds.items():
-            began = time.perf_counter()
-            call()
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            began = time.thread_time()
+            kinds[name]()
             if number or rounds <= 2:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(time.thread_time() - began)
     return times
 
 

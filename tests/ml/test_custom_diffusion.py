@@ -17,7 +17,7 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import METHODS, ConceptExamples
 from worker.ml.run import InProcessRun
 from worker.ml.training.captions import class_prompts, photo_caption
-from worker.ml.training.dataset import VIEWS_PER_PLAIN_PHOTO, build_bank
+from worker.ml.training.dataset import VIEWS_PER_PLAIN_PHOTO, build_bank, deal
 from worker.ml.training.loop import Progress, advance
 
 METHOD = METHODS["custom-diffusion"]
@@ -85,8 +85,31 @@ def test_every_photo_comes_up_equally_often(model: DiffusionModel, photos: list[
     bank = build_bank(model, photos, seed=1, stream="photos", augment=False, flip=False, run=InProcessRun())
     views = VIEWS_PER_PLAIN_PHOTO
     assert len(bank.prefixes) == 3 * views
-    dealt = bank.deal(1, "deck", 3 * views, 3 * views)
+    dealt = deal(bank.prefixes, 1, "deck", 3 * views, 3 * views)
     assert sorted(entry // views for entry in dealt) == [0] * views + [1] * views + [2] * views
+
+
+def test_a_batch_holds_few_captions_and_every_view_equally_often(model: DiffusionModel, photos: list[Path]) -> None:
+    bank = build_bank(model, photos[:2], seed=1, stream="photos", augment=True, flip=False, run=InProcessRun())
+    size = len(bank.prefixes)
+    for epoch in range(3):
+        dealt = deal(bank.prefixes, 1, "deck", epoch * size, size)
+        assert sorted(dealt) == list(range(size))
+        mixed = [i for i in range(0, size, 2) if bank.prefixes[dealt[i]] != bank.prefixes[dealt[i + 1]]]
+        assert len(mixed) <= 2
+    assert deal(bank.prefixes, 1, "deck", size - 3, 6) == deal(bank.prefixes, 1, "deck", 0, size + 3)[-6:]
+
+
+def test_places_are_dealt_to_the_concepts_in_turn(model: DiffusionModel, photos: list[Path], prior: Path) -> None:
+    """Three rows a step for two concepts: 2 + 1, then 1 + 2, and nobody's deck skips a card."""
+    concepts = [stark(photos), ConceptExamples("wolf", "cat", "subject", photos[:1])]
+    trainee = prepare(model, concepts, prior, batch_size=3, prior_weight=0.0)
+    counts = []
+    for step in range(4):
+        rows = trainee.rows(step)
+        texts = [rows.prompts[place].text for place in rows.prompt_of_row]
+        counts.append((sum("<stark>" in text for text in texts), sum("<wolf>" in text for text in texts)))
+    assert counts == [(2, 1), (1, 2), (2, 1), (1, 2)]
 
 
 def test_a_shorter_training_is_the_beginning_of_a_longer_one(

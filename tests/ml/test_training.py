@@ -14,7 +14,8 @@ from worker.ml.errors import TrainingDiverged
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import ConceptExamples
 from worker.ml.run import Cancelled, InProcessRun, Released
-from worker.ml.streams import draw_order, rng
+from worker.ml.streams import rng
+from worker.ml.training.dataset import deal
 from worker.ml.training.guard import EXPLOSION_STEPS, SKIPS_IN_A_ROW, LossWatch
 from worker.ml.training.loop import Progress, advance, train
 from worker.ml.training.trainee import Rows, Trainee
@@ -55,9 +56,10 @@ def test_draws_are_functions_of_seed_stream_and_step() -> None:
 
 
 def test_a_deck_deals_every_card_equally_often_from_any_place() -> None:
-    dealt = draw_order(3, "deck", 0, 20, 5)
+    dealt = deal(["x"] * 5, 3, "deck", 0, 20)
     assert all(sorted(dealt[i : i + 5]) == list(range(5)) for i in range(0, 20, 5))
-    assert draw_order(3, "deck", 7, 6, 5) == dealt[7:13]
+    assert deal(["x"] * 5, 3, "deck", 7, 6) == dealt[7:13]
+    assert dealt[:5] != dealt[5:10]
 
 
 @pytest.mark.parametrize("stops", [[1], [3], [5], [2, 4]])

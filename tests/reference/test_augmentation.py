@@ -94,7 +94,7 @@ def test_the_mask_is_the_pasted_box_less_a_cell_a_side(number: int) -> None:
             box = inside[y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
             if view.mask[0, y, x]:
                 assert box.all()
-    rows, columns = np.nonzero(view.mask[0].numpy())
+    rows = np.nonzero(view.mask[0].numpy())[0]
     assert rows.min() * cell >= draw.top_px + 1
     assert (rows.max() + 1) * cell <= draw.top_px + draw.size_px - 1 + cell
     assert view.mask.sum() >= ((draw.size_px // cell) - 3) ** 2

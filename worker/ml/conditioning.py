@@ -146,13 +146,10 @@ def text_kv(
     `PromptTooLong`.
     """
     states = _text_states(model, prompts, cache)
-    stacks = _stacks(prompts)
     layers = model.cross_attention()
-    keys = tuple(_project(layer.key, states, stacks) for layer in layers)
-    values = tuple(_project(layer.value, states, stacks) for layer in layers)
-    if detach_first:
-        keys, values = tuple(map(_first_detached, keys)), tuple(map(_first_detached, values))
-    return Conditioning(TextKV(keys, values))
+    sites = [layer.key for layer in layers] + [layer.value for layer in layers]
+    projected = _project(sites, states, _stacks(prompts), detach_first)
+    return Conditioning(TextKV(tuple(projected[: len(layers)]), tuple(projected[len(layers) :])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,29 +172,39 @@ def _stacks(prompts: Sequence[Prompt]) -> list[_Stack]:
     return list(stacks.values())
 
 
-def _project(site: Site, states: Tensor, stacks: Sequence[_Stack]) -> Tensor:
-    """``states (W + sum of s_i dW_i)^T`` with each row's own edits: [B, T, d] -> [B, T, inner].
-
-    One matrix product per stack of edits; rows without edits go through the base's own module.
-    """
+def _project(
+    sites: Sequence[Site], states: Tensor, stacks: Sequence[_Stack], detach_first: bool
+) -> list[Tensor]:
+    """``states (W + sum of s_i dW_i)^T`` with each row's own edits: [B, T, d] -> [B, T, inner] for every site."""
     if len(stacks) == 1:
-        return _projected(site, states, stacks[0].changes)
-    projected = states.new_zeros(*states.shape[:2], site.weight.shape[0])
+        return _projected(sites, states, stacks[0].changes, detach_first)
+    whole = [states.new_zeros(*states.shape[:2], site.weight.shape[0]) for site in sites]
     for stack in stacks:
         rows = torch.tensor(stack.rows, device=states.device)
-        part = _projected(site, states.index_select(0, rows), stack.changes)
-        projected = projected.index_copy(0, rows, part)
-    return projected
+        parts = _projected(sites, states.index_select(0, rows), stack.changes, detach_first)
+        whole = [old.index_copy(0, rows, part) for old, part in zip(whole, parts, strict=True)]
+    return whole
 
 
-def _projected(site: Site, states: Tensor, changes: Sequence[tuple[TextEdit, float]]) -> Tensor:
-    moved = [(edit.sites[site.name].dense(), scale) for edit, scale in changes if site.name in edit.sites]
-    if not moved:
-        return site.apply(states)
-    weight = site.weight
-    for change, scale in moved:
-        weight = weight + (change if scale == 1.0 else scale * change).to(weight)
-    return functional.linear(states, weight)
+def _projected(
+    sites: Sequence[Site], states: Tensor, changes: Sequence[tuple[TextEdit, float]], detach_first: bool
+) -> list[Tensor]:
+    """Without changes through the base's own modules; else one matrix product with all sites' matrices stacked."""
+    if not any(edit.sites for edit, _ in changes):
+        plain = [site.apply(states) for site in sites]
+        return [_first_detached(each) for each in plain] if detach_first else plain
+    weights = []
+    for site in sites:
+        weight = site.weight
+        for edit, scale in changes:
+            if site.name in edit.sites:
+                change = edit.sites[site.name].dense()
+                weight = weight + (change if scale == 1.0 else scale * change).to(weight)
+        weights.append(weight)
+    packed = functional.linear(states, torch.cat(weights))
+    if detach_first:
+        packed = _first_detached(packed)
+    return list(torch.split(packed, [len(weight) for weight in weights], dim=-1))
 
 
 def _first_detached(projected: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ That is where a request takes effect, so every request is honoured within one st
 request   ``step`` raises       who catches it
 ========  ====================  =============================================================================
 cancel    `Cancelled`           nobody in here: nothing is kept
-finish    `FinishRequested`     the training loop returns what is learned so far; anywhere else there is nothing to
+finish    `FinishRequested`     the training loop returns what is learned so far; anywhere else there is
+nothing to
                                 keep yet, and it *is* a `Cancelled`
-release   `ReleaseRequested`    the training loop writes a checkpoint and raises `Released`; anywhere else finished
+release   `ReleaseRequested`    the training loop writes a checkpoint and raises `Released`; anywhere else
+finished
                                 pieces are already on disk, and it *is* a `Released`
 ========  ====================  =============================================================================
 

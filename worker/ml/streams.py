@@ -17,15 +17,3 @@ def rng(seed: int, stream: str, step: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-
-def draw_order(seed: int, stream: str, first: int, count: int, size: int) -> list[int]:
-    """Places ``first .. first + count - 1`` of an endless shuffled deck of ``size`` cards.
-
-    Each pass over the deck is a permutation of its own, so every card comes up equally often.
-    """
-    places = range(first, first + count)
-    decks = {
-        epoch: torch.randperm(size, generator=rng(seed, stream, epoch)).tolist()
-        for epoch in {place // size for place in places}
-    }
-    return [int(decks[place // size][place % size]) for place in places]

@@ -32,7 +32,7 @@ from worker.ml.methods.base import ConceptExamples
 from worker.ml.run import Run
 from worker.ml.training.augmentation import SMALL, ZOOMED
 from worker.ml.training.captions import class_prompts, photo_caption
-from worker.ml.training.dataset import Bank, build_bank
+from worker.ml.training.dataset import Bank, build_bank, deal
 from worker.ml.training.preview import draw_previews
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.trainee import Group, Rows, Trainee
@@ -218,27 +218,30 @@ def deal_rows(
     """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts."""
     edits = ((edit, 1.0),)
     latents, masks, captions, prior = [], [], [], []
-    for place in range(step * params.batch_size, (step + 1) * params.batch_size):
-        lesson, turn = lessons[place % len(lessons)], place // len(lessons)
-        concept = lesson.concept
-        entry = lesson.bank.deal(seed, f"deck/{concept.token}", turn, 1)[0]
-        latents.append(lesson.bank.latents[entry])
-        masks.append(lesson.bank.masks[entry])
-        captions.append(
-            photo_caption(concept.token, concept.class_noun, concept.kind, lesson.bank.prefixes[entry])
-        )
-        prior.append(False)
+    first, size = step * params.batch_size, params.batch_size
+    for number, lesson in enumerate(lessons):
+        concept, bank = lesson.concept, lesson.bank
+        # of places first ... first + size - 1, those that are this concept's: number, number + len(lessons), ...
+        turn = -(-(first - number) // len(lessons))
+        turns = -(-(first + size - number) // len(lessons)) - turn
+        dealt = deal(bank.prefixes, seed, f"deck/{concept.token}", turn, turns)
+        latents.append(bank.latents[dealt])
+        masks.append(bank.masks[dealt])
+        captions += [
+            photo_caption(concept.token, concept.class_noun, concept.kind, bank.prefixes[entry]) for entry in dealt
+        ]
+        prior += [False] * turns
         if lesson.prior is not None:
-            deck = Bank(lesson.prior.latents, lesson.prior.latents, lesson.prior.captions)
-            entry = deck.deal(seed, f"prior/{concept.token}", turn, 1)[0]
-            latents.append(deck.latents[entry])
+            kept = lesson.prior
+            drawn = deal(kept.captions, seed, f"prior/{concept.token}", turn, turns)
+            latents.append(kept.latents[drawn])
             masks.append(torch.ones_like(masks[-1]))
-            captions.append(deck.prefixes[entry])
-            prior.append(True)
+            captions += [kept.captions[entry] for entry in drawn]
+            prior += [True] * turns
     distinct = list(dict.fromkeys(captions))
     return Rows(
-        latents=torch.stack(latents),
-        masks=torch.stack(masks),
+        latents=torch.cat(latents),
+        masks=torch.cat(masks),
         prompts=[Prompt(caption, edits) for caption in distinct],
         prompt_of_row=[distinct.index(caption) for caption in captions],
         prior=prior,
