@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -91,7 +91,7 @@ class Hub:
 
     async def events(
         self, owner_id: str, after: Mapping[str, int], ping_s: float = PING_S, life_s: float = LIFE_S
-    ) -> AsyncIterator[list[JobEvent]]:
+    ) -> AsyncGenerator[list[JobEvent]]:
         """Batches of events of the jobs in ``after`` that follow their numbers; an empty batch is a ping.
 
         Ends when every job has ended and its last event, ``done``, was given.

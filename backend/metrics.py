@@ -16,7 +16,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._latency = Histogram(
             "moongate_http_seconds",
-            "Seconds until a response was sent",
+            "Seconds until the answer began (a stream lasts longer)",
             ("method", "route", "status"),
             buckets=_BUCKETS,
             registry=self._registry,

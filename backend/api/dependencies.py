@@ -1,4 +1,7 @@
-"""What handlers ask for: the studio, a session, the owner, ids that look like ids."""
+"""What handlers ask for: the studio, a session, the owner, ids that look like ids.
+
+What costs nothing is ``async`` and runs on the event loop; what touches the database runs in a thread.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from backend.studio import Studio
 _ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
 
 
-def studio_of(request: Request) -> Studio:
+async def studio_of(request: Request) -> Studio:
     studio: Studio = request.app.state.studio
     return studio
 
@@ -46,9 +49,14 @@ def writes(request: Request, studio: Annotated[Studio, Depends(studio_of)]) -> I
         raise
 
 
-def identifier(value: Annotated[str, Path(alias="id")]) -> str:
+async def identifier(value: Annotated[str, Path(alias="id")]) -> str:
     """An id of the path. Anything that is not one of our ids is simply not found."""
     return checked(value)
+
+
+async def owner_of() -> str:
+    """Whose things this request is about."""
+    return current_owner()
 
 
 def checked(value: str) -> str:
@@ -61,7 +69,7 @@ def checked(value: str) -> str:
 Studied = Annotated[Studio, Depends(studio_of)]
 Reads = Annotated[Session, Depends(reads, scope="function")]
 Writes = Annotated[Session, Depends(writes, scope="function")]
-Owner = Annotated[str, Depends(current_owner)]
+Owner = Annotated[str, Depends(owner_of)]
 ItemId = Annotated[str, Depends(identifier)]
 Limit = Annotated[int, Query(ge=1, le=200, description="how many at most")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]

@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, aclosing
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from backend.api.dependencies import ItemId, Owner, checked
 from backend.api.registry import make_router, problems
@@ -71,23 +73,36 @@ async def _open(
     hub: Hub = request.app.state.hub
     if not await run_in_threadpool(_prepare, studio, owner, after):
         return Response(status_code=204)
-    counted = hub.stream(owner)
-    counted.__enter__()  # refuses with 429 before the stream begins; the stream itself leaves it
 
     async def stream() -> AsyncIterator[bytes]:
         position = dict(after)
-        try:
-            yield b": moongate\nretry: 2000\n\n"
-            async for batch in hub.events(owner, after):
+        yield b": moongate\nretry: 2000\n\n"
+        async with aclosing(hub.events(owner, after)) as batches:
+            async for batch in batches:
                 if not batch:
                     yield b": ping\n\n"
                 for event in batch:
                     position[event.job_id] = event.seq
                     yield _frame(event, f"{single}:{event.seq}" if single else label(position))
-        finally:
-            counted.__exit__(None, None, None)
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return _EventStream(stream(), hub.stream(owner))
+
+
+class _EventStream(StreamingResponse):
+    """Counts as an open stream from its making (429 above the limit) until it has ended, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncIterator[bytes], counted: AbstractContextManager[None]) -> None:
+        super().__init__(content, headers={"cache-control": "no-store"})
+        counted.__enter__()
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._counted.__exit__(None, None, None)
 
 
 def _prepare(studio: Studio, owner: str, after: dict[str, int]) -> bool:

@@ -53,12 +53,12 @@ class Guard:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else new_id()
-        started, status = time.perf_counter(), 0
+        started, status, took_s = time.perf_counter(), 0, 0.0
 
         async def send_guarded(message: Message) -> None:
-            nonlocal status
+            nonlocal status, took_s
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, took_s = message["status"], time.perf_counter() - started
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = request_id
                 for name, value in _HEADERS.items():
@@ -79,7 +79,7 @@ class Guard:
                 response = answer(refusal, path=scope["path"][:1000], request_id=request_id)
                 await response(scope, receive, send_guarded)
             finally:
-                self._record(scope, status, time.perf_counter() - started)
+                self._record(scope, status, took_s)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "") or "unmatched"

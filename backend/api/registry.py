@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from fastapi.routing import APIRoute
 
+from backend.api.dependencies import owner_of
 from backend.api.problems import MEDIA_TYPE
 from backend.api.routing import StudioRoute
-from backend.auth import current_owner
 from backend.schemas.problems import Problem
 
 PREFIX = "/api/v1"
@@ -47,7 +47,7 @@ def make_router(tag: str) -> APIRouter:
         prefix=PREFIX,
         tags=[tag],
         route_class=StudioRoute,
-        dependencies=[Depends(current_owner)],
+        dependencies=[Depends(owner_of)],
         generate_unique_id_function=operation_id,
     )
 

@@ -173,7 +173,7 @@ def served(app: FastAPI) -> Iterator[int]:
     assert not thread.is_alive()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 40) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from backend.api import ROUTERS
-from backend.auth import current_owner
+from backend.api.dependencies import owner_of
 
 OPERATIONS = {
     "list_bases", "list_methods", "list_schedulers",
@@ -72,7 +72,7 @@ def test_no_route_lacks_an_owner(app: FastAPI) -> None:
     for router in ROUTERS:
         for route in router.routes:
             calls = {each.call for each in route.dependant.dependencies}  # type: ignore[attr-defined]
-            assert current_owner in calls, route
+            assert owner_of in calls, route
 
 
 def test_docs_are_readable_without_script_or_strangers(client: TestClient) -> None:
