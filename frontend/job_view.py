@@ -132,16 +132,19 @@ class History:
         return [event for event in self.events if event.type == kind]
 
     def ring(self) -> float:
-        """Share of the gate's ring, 0..1: the last phase that fills a part of it."""
-        for event in reversed(self.of("progress")):
-            share = phrases.ring(event.data["phase"], event.data["step"], event.data["total"])
-            if share is not None:
-                return share
-        return 0.0
+        """Share of the gate's ring, 0..1: the furthest that this attempt has come."""
+        reached = 0.0
+        for event in self.events:
+            if event.type == "state":
+                reached = 0.0
+            elif event.type == "progress":
+                share = phrases.ring(event.data["phase"], event.data["step"], event.data["total"])
+                reached = max(reached, share or 0.0)
+        return reached
 
     def steps(self) -> tuple[int, int] | None:
         """Optimiser steps made and planned, as last told."""
-        trained = [event.data for event in self.of("progress") if event.data["phase"] == "train"]
+        trained = [event.data for event in self.of("progress") if event.data["phase"] == "training"]
         return (trained[-1]["step"], trained[-1]["total"]) if trained else None
 
     def strip(self) -> list[Column]:

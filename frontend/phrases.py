@@ -25,13 +25,15 @@ JOB_KINDS = {
 }
 PHASES: dict[str, dict[str, Any]] = {
     "waiting": {"words": "Waiting", "begin": 0.0, "end": 0.0},
-    "loading": {"words": "Getting the model ready", "begin": 0.0, "end": 0.02},
-    "photos": {"words": "Looking at the photos", "begin": 0.02, "end": 0.06},
-    "prior": {"words": "Drawing ordinary pictures to compare with", "begin": 0.06, "end": 0.25},
-    "train": {"words": "Training", "begin": 0.25, "end": 1.0},
-    "preview": {"words": "Drawing previews"},
-    "images": {"words": "Drawing", "begin": 0.0, "end": 1.0},
-    "analysis": {"words": "Measuring what has changed"},
+    "loading": {"words": "Getting the model ready", "begin": 0.0, "end": 0.0},
+    "preparing": {
+        "words": "Preparing photos and ordinary pictures to compare with",
+        "begin": 0.0,
+        "end": 0.25,
+    },
+    "training": {"words": "Training", "begin": 0.25, "end": 1.0},
+    "drawing": {"words": "Drawing", "begin": 0.0, "end": 1.0},
+    "saving": {"words": "Saving and measuring what has changed"},
 }
 """Phases of the worker as a person reads them, and the part of the gate's ring that each one fills. A phase without
 a part, which comes in between, leaves the ring as it is."""
@@ -110,7 +112,9 @@ def standing(name: str, step: int, total: int, eta_s: float | None) -> str:
     words = phase(name)
     if not total:
         return words
-    if name != "train":
+    if name == "saving":
+        return words
+    if name != "training":
         return f"{words}, {100 * step // total} %"
     left = f", about {duration(eta_s)} left" if eta_s is not None and step < total else ""
     return f"{words}: step {step} of {total}{left}"

@@ -72,7 +72,7 @@ def wanted(concept_id: str, form: FormData) -> dict[str, Any]:
     for name, schema in properties.items():
         value = text(form, PREFIX + name)
         if schema.get("type") == "boolean":
-            if PREFIX + name in form:
+            if value and (value == "true") != schema.get("default"):
                 params[name] = value == "true"
         elif value:
             params[name] = _number(value)
@@ -99,15 +99,15 @@ def _properties(card: MethodCard) -> dict[str, dict[str, Any]]:
 
 
 def _parameter(name: str, schema: dict[str, Any], given: dict[str, str]) -> ParameterView:
-    whole = schema.get("type") == "integer"
+    key, boolean = PREFIX + name, schema.get("type") == "boolean"
     return ParameterView(
         name=name,
         title=name.replace("_", " ").capitalize(),
         description=schema.get("description", "").capitalize(),
         type=schema.get("type", "string"),
-        value=schema.get("default"),
-        given=given.get(PREFIX + name, ""),
-        step="1" if whole else "any",
+        value=schema.get("default") if key not in given or not boolean else given[key] == "true",
+        given=given.get(key, ""),
+        step="1" if schema.get("type") == "integer" else "any",
         minimum=schema.get("minimum"),
         maximum=schema.get("maximum"),
     )

@@ -23,8 +23,9 @@ MOST_IMAGES = 64
 @router.get("/jobs/{id}")
 def show_job(request: Request, studio: Studied, owner: Owner, id: ItemId) -> Response:
     with studio.reading() as session:
-        job = jobs.to_schema(session, jobs.get(session, owner, id))
-        return render(request, "job.html", here="/queue", **_view(session, owner, job))
+        row = jobs.get(session, owner, id)
+        view = _view(session, owner, jobs.to_schema(session, row))
+        return render(request, "job.html", here="/queue", settings=_settings(row.spec), **view)
 
 
 def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
@@ -50,7 +51,6 @@ def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
         "log": history.log(),
         "images": images.to_schemas(session, drawn[::-1]),
         "measures": _measures(job),
-        "settings": [(name.replace("_", " "), _plain(value)) for name, value in sorted(job.request.items())],
         "machine": _machine(job),
     }
 
@@ -61,13 +61,35 @@ def _summary(points: list[tuple[int, float]]) -> str:
     return f"From {points[0][1]:.3f} at step {points[0][0]} to {points[-1][1]:.3f} at step {points[-1][0]}."
 
 
+def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
+    """Everything that the result depends on, as a table: name and value."""
+    rows: list[tuple[str, str]] = []
+    for name, value in spec.items():
+        if name == "spec_version":
+            continue
+        if name == "params":
+            rows += [(_title(parameter), _plain(setting)) for parameter, setting in value.items()]
+        elif name == "concepts":
+            rows.append(("Concepts", ", ".join(f"@{one['token']} {one['class_noun']}" for one in value)))
+            rows.append(("Photos", str(sum(len(one["photos"]) for one in value))))
+        elif name == "weights":
+            used = [f"@{' @'.join(one['tokens'])} at {one['scale']}" for one in value]
+            rows.append(("Weights", ", ".join(used) or "the base model as it is"))
+        else:
+            rows.append((_title(name), _plain(value)))
+    return rows
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").removeprefix("num ").capitalize()
+
+
 def _plain(value: object) -> str:
-    """A value of the request in a table: lists and objects in one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(_plain(inner) for inner in value) or "none"
-    return "not given" if value is None or value == "" else str(value)
+        return "; ".join(_plain(inner) for inner in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "") else phrases.prompt(str(value))
 
 
 def _measures(job: Job) -> list[tuple[str, str, str]]:

@@ -54,14 +54,14 @@ def lived_in(client: TestClient, api: Api, workshop: Workshop, studio: Studio) -
     running = api.train(hostile["id"])["id"]
     workshop.claim()
     told = [
-        Event("progress", {"phase": "photos", "step": 3, "total": 3, "rate": None, "eta_s": None}),
-        Event("progress", {"phase": "train", "step": 30, "total": 300, "rate": 2.5, "eta_s": 108.0}),
+        Event("progress", {"phase": "preparing", "step": 3, "total": 3, "rate": None, "eta_s": None}),
+        Event("progress", {"phase": "training", "step": 30, "total": 300, "rate": 2.5, "eta_s": 108.0}),
         Event("loss", {"points": [[1, 0.9], [2, 0.7]]}),
         Event("preview", {"step": 0, "index": 0, "prompt": f"<mia> {HOSTILE}", "url": "/static/gate.svg"}),
         note("worker_lost", f"The worker was lost at step 20. {HOSTILE}"),
     ]
     with studio.writing() as session:
-        append(session, running, told, step=30, total_steps=300, phase="train", rate=2.5, eta_s=108.0)
+        append(session, running, told, step=30, total_steps=300, phase="training", rate=2.5, eta_s=108.0)
     waiting = api.concept("Later", photos=3)
     queued = api.train(waiting["id"])["id"]
     return Lived(concept["id"], weights, trained, running, queued, failed, drawn, image)

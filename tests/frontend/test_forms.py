@@ -12,7 +12,7 @@ from tests.frontend.conftest import Api, Lived
 from tests.frontend.markup import read
 
 
-def posted(client: TestClient, address: str, status: int = 303, **fields: str) -> str:
+def posted(client: TestClient, address: str, status: int = 303, **fields: str | list[str]) -> str:
     """The address that a form leads to, or the words of the page that it comes back as."""
     answer = client.post(address, data=fields, follow_redirects=False)
     assert answer.status_code == status, answer.text[:2000]
@@ -65,10 +65,11 @@ def test_a_broken_photo_is_refused_with_a_sentence(client: TestClient, api: Api)
 
 def test_training_by_form(client: TestClient, api: Api, workshop: Workshop) -> None:
     concept = api.concept("Stark", photos=3)["id"]
-    fields = {
+    fields: dict[str, str | list[str]] = {
         "preset": "quick",
         "param.steps": "7",
         "param.learning_rate": "",
+        "param.augment": ["false", "true"],  # a ticked box follows its hidden field
         "param.flip": "false",
         "seed": "5",
     }
@@ -98,6 +99,16 @@ def test_wrong_parameters_are_told_at_the_parameter(
     assert answer.status_code == 422
     assert sentence in answer.text
     assert client.get("/api/v1/jobs").json()["items"] == []
+
+
+def test_boxes_that_are_ticked_by_default_are_sent_as_ticked(client: TestClient, api: Api) -> None:
+    html = client.get(f"/concepts/{api.concept('Stark', photos=3)['id']}").text
+    hidden, box = (
+        html.index('type="hidden" name="param.flip"'),
+        html.index('type="checkbox" name="param.flip"'),
+    )
+    assert hidden < box  # the later of two fields with one name counts
+    assert 'name="param.flip" value="true" checked' in html
 
 
 def test_too_few_photos_are_told_before_and_after(client: TestClient, api: Api, workshop: Workshop) -> None:

@@ -30,13 +30,14 @@ def test_ago(seconds: float, said: str) -> None:
 
 
 def test_the_sentence_and_the_ring_of_a_phase() -> None:
-    assert phrases.standing("train", 240, 600, 40.0) == "Training: step 240 of 600, about 40 s left"
-    assert phrases.standing("train", 600, 600, 0.0) == "Training: step 600 of 600"
-    assert phrases.standing("prior", 3, 12, 9.0) == "Drawing ordinary pictures to compare with, 25 %"
+    assert phrases.standing("training", 240, 600, 40.0) == "Training: step 240 of 600, about 40 s left"
+    assert phrases.standing("training", 600, 600, 0.0) == "Training: step 600 of 600"
+    assert phrases.standing("drawing", 3, 12, 9.0) == "Drawing, 25 %"
+    assert phrases.standing("saving", 5, 5, None) == "Saving and measuring what has changed"
     assert phrases.standing("unheard_of", 0, 0, None) == "Unheard of"
-    assert phrases.ring("train", 0, 100) == pytest.approx(0.25)
-    assert phrases.ring("train", 100, 100) == pytest.approx(1.0)
-    assert phrases.ring("preview", 5, 10) is None
+    assert phrases.ring("training", 0, 100) == pytest.approx(0.25)
+    assert phrases.ring("training", 100, 100) == pytest.approx(1.0)
+    assert phrases.ring("saving", 5, 10) is None
 
 
 def test_the_encoders_text_reads_as_it_was_written() -> None:

@@ -10,8 +10,8 @@ const about = (seconds) => {
 
 /** `Training: step 240 of 600, about 40 s left`; other phases by their share. */
 export function standing(words, phase, step, total, eta) {
-  if (!total) return words;
-  if (phase !== "train") return `${words}, ${Math.floor((100 * step) / total)} %`;
+  if (!total || phase === "saving") return words;
+  if (phase !== "training") return `${words}, ${Math.floor((100 * step) / total)} %`;
   const left = typeof eta === "number" && step < total ? `, about ${about(eta)} left` : "";
   return `${words}: step ${step} of ${total}${left}`;
 }
@@ -27,6 +27,7 @@ class JobProgress extends HTMLElement {
   }
 
   receive(event) {
+    if (event.type === "state") this.share = 0;
     if (event.type === "progress") this.show(event);
     if (event.type === "done") announce(`The job has ended: ${event.state}.`);
     const changed = event.type === "state" || event.type === "note" || event.type === "done";
@@ -42,11 +43,12 @@ class JobProgress extends HTMLElement {
     this.fill("sentence", standing(known.words, phase, step, total, eta));
     if (known.begin !== undefined) {
       const share = known.begin + (known.end - known.begin) * (total > 0 ? step / total : 0);
+      this.share = Math.max(this.share ?? 0, share); // parts of a phase count from zero each
       for (const ring of this.scope().querySelectorAll(".gate-progress")) {
-        ring.setAttribute("stroke-dasharray", `${(share * 100).toFixed(1)} 100`);
+        ring.setAttribute("stroke-dasharray", `${(this.share * 100).toFixed(1)} 100`);
       }
     }
-    if (phase !== "train") return;
+    if (phase !== "training") return;
     this.fill("step", `${step} / ${total}`);
     this.fill("rate", rate ? `${rate.toFixed(1)} / s` : "–");
     this.fill("eta", eta === null || eta === undefined ? "–" : about(eta));
