@@ -38,6 +38,7 @@ class Attempt:
     release_cause: Event | None = None
     terminated: bool = False
     finish_sent: bool = False
+    computing: bool = False
     lost: bool = False
     spoilt_device: bool = False
     unpublishable: Exception | None = None

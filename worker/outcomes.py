@@ -30,6 +30,8 @@ from worker.publication import Publication
 from worker.verification import OutputInvalid
 
 _log = structlog.get_logger(__name__)
+LAST_WORDS = (Succeeded, Failed, Stopped, Died)
+"""After one of these the executor no longer computes the job."""
 RESTARTED = note("released", "The worker was restarted; the job goes on afterwards.")
 _STORAGE_FULL = "The disk of the studio is full. Free some space, then retry."
 
@@ -65,7 +67,7 @@ class Outcomes:
         """Deal with one message; whether the attempt is over."""
         attempt.heard()
         if attempt.lost:
-            return isinstance(message, (Succeeded, Failed, Stopped, Died))
+            return isinstance(message, LAST_WORDS)
         match message:
             case Progress():
                 attempt.progress(message)

@@ -31,18 +31,22 @@ class Patience:
         self._limit_s = lease_s * 2 / 3
         self._attempt: Attempt | None = None
 
-    def hold(self, attempt: Attempt) -> None:
-        """From now on commits are about this attempt."""
+    def hold(self, attempt: Attempt | None) -> None:
+        """From now on commits are about this attempt, or about none."""
         self._attempt = attempt
 
     def commit(self, write: Callable[[Session], Result]) -> Result:
-        """Run ``write`` in a transaction, again while the database is away. Raises LeaseLost."""
+        """Run ``write`` in a transaction, again while the database is away. Raises LeaseLost; without an
+        attempt it tries once.
+        """
         while True:
             try:
                 with self._database.write() as session:
                     return write(session)
             except OperationalError as error:
                 _log.warning("database_away", error=type(error.orig).__name__)
-                if self._attempt is not None and boot_clock() - self._attempt.renewed_at > self._limit_s:
+                if self._attempt is None:
+                    raise
+                if boot_clock() - self._attempt.renewed_at > self._limit_s:
                     raise LeaseLost from error
                 time.sleep(_PAUSE_S)

@@ -35,7 +35,7 @@ from worker.bases import base_folders, kept_description
 from worker.executor_process import Died, ExecutorProcess
 from worker.inputs import InputInvalid, verified_inputs
 from worker.lease_keeper import LeaseKeeper
-from worker.outcomes import Outcomes
+from worker.outcomes import LAST_WORDS, Outcomes
 from worker.patience import LeaseLost, Patience
 from worker.slot import Slot, device_name
 
@@ -113,6 +113,7 @@ class Supervisor:
         self._beat_at = 0.0
         self._worker_id = ""
         self._ready: Ready | None = None
+        self._news: Ready | None = None  # not yet registered
         self._attempt: Attempt | None = None
         self._faults: list[float] = []
         self._jobs_done = 0
@@ -173,12 +174,14 @@ class Supervisor:
         if self._wait(doorbell):
             self._look_at = 0.0
             self._keeper.look_now()
-        for message in self._executor.poll():
-            self._receive(message)
         try:
+            for message in self._executor.poll():
+                self._receive(message)
             self._beat()
             self._tend()
             self._claim()
+        except LeaseLost:
+            self._give_up()
         except OperationalError as error:
             _log.warning("database_away", error=type(error.orig).__name__)
             self._stopping.wait(0.5)
@@ -203,9 +206,12 @@ class Supervisor:
             return
         self._beat_at = at + self._settings.heartbeat_s
         with self._database.write() as session:
+            if self._news is not None:
+                workers.register_bases(session, self._worker_id, self._news.bases)
             workers.beat(
                 session, self._worker_id, self._state(), memory={"rss_bytes": self._executor.rss_bytes()}
             )
+        self._news = None
 
     def _state(self) -> str:
         if self._defunct():
@@ -252,12 +258,9 @@ class Supervisor:
     def _receive(self, message: FromExecutor | Died) -> None:
         if isinstance(message, Ready):
             self._executor.healthy()
-            self._ready = message
+            self._ready = self._news = message
             self._jobs_done = 0
             self._look_at = self._beat_at = 0.0
-            self._patience.commit(
-                lambda session: workers.register_bases(session, self._worker_id, message.bases)
-            )
             _log.info("executor_ready", device=message.device, bases=[base.id for base in message.bases])
             return
         if isinstance(message, Died):
@@ -267,17 +270,24 @@ class Supervisor:
         attempt = self._attempt
         if attempt is None or (isinstance(message, Unit) and not _same(message, attempt)):
             return
-        try:
-            over = self._outcomes.take(attempt, message)
-        except LeaseLost:
-            _log.warning("lease_lost", job=attempt.unit.job)
-            attempt.lost = over = True
-            self._executor.kill()
-        if over:
+        if isinstance(message, LAST_WORDS):
+            attempt.computing = False
+        if self._outcomes.take(attempt, message):
             self._over(attempt)
+
+    def _give_up(self) -> None:
+        """The database was away for longer than the lease allows: stop with a checkpoint, publish nothing."""
+        attempt = self._attempt
+        if attempt is not None:
+            _log.warning("lease_lost", job=attempt.unit.job)
+            attempt.lost = True
+            self._keeper.release(attempt)
+            if not attempt.computing:
+                self._over(attempt)
 
     def _over(self, attempt: Attempt) -> None:
         self._attempt = None
+        self._patience.hold(None)
         self._jobs_done += 1
         if attempt.lost:
             attempt.sweep(checkpoints=False)
@@ -314,6 +324,7 @@ class Supervisor:
             self._outcomes.refuse(attempt, "input_invalid", str(invalid))
             self._over(attempt)
             return
+        attempt.computing = True
         self._executor.send(
             RunJob(
                 job=job.id,
