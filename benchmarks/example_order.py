@@ -84,7 +84,7 @@ class ExampleOrder:
         self.table.grad[: model.vocabulary_size] = 0.0
         torch.nn.utils.clip_grad_norm_([*self.matrices, self.table], 1.0)
         self.optimiser.step()
-        return float(loss)
+        return loss.item()
 
     @contextmanager
     def installed(self, *, detach_first: bool = True) -> Iterator[None]:

@@ -79,7 +79,7 @@ def our_trainee(rows: Rows, edit: TextEdit, seed: int) -> Trainee:
     )
 
 
-def measure(model: StableDiffusion, photos: int, rounds: int, seed: int) -> dict[str, Any]:
+def measure(model: StableDiffusion, photos: int, rounds: int, seed: int, *, split: bool) -> dict[str, Any]:
     given = pixel_rows(model, photos, seed)
     edit = untrained_edit(model, [ConceptExamples(TOKEN, NOUN, "subject", [])])
     start = edit.tokens[TOKEN].start
@@ -98,13 +98,13 @@ def measure(model: StableDiffusion, photos: int, rounds: int, seed: int) -> dict
     ours_losses: list[float] = []
     example_losses: list[float] = []
     kinds: dict[str, Callable[[], object]] = {
-        "ours": lambda: ours_losses.append(float(advance(model, [progress], run)[0].total)),
+        "ours": lambda: ours_losses.append(advance(model, [progress], run)[0].total.item()),
         "bare": lambda: bare(model, example, rows, bare_states, seed),
         "bare_to_keys_and_values": lambda: bare_to_keys_and_values(model, rows, seed),
         "example_order": lambda: example_losses.append(example.step(given, next(steps))),
     }
     times = take_turns(kinds, rounds)
-    parts = take_turns(parts_of(model, given, rows, edit, progress), rounds)
+    parts = take_turns(parts_of(model, given, rows, edit, progress), rounds) if split else {}
     compared = [abs(a - b) / b for a, b in zip(ours_losses, example_losses, strict=True)]
     return {
         "rows": len(rows.latents),
@@ -221,14 +221,21 @@ def main() -> None:
         "--photos", type=int, default=4, help="photo rows a step; as many prior rows come along"
     )
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument(
+        "--pixels", type=int, help="side of the pictures, where it is not the base model's own"
+    )
+    parser.add_argument("--no-split", action="store_true", help="leave out the cost of the single parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     model = cast(StableDiffusion, load_base(given.base)) if given.base else SHAPES[given.shape]()
+    if given.pixels:
+        model.description = model.description.model_copy(update={"resolution": given.pixels})
     result = {
         "base": model.description.id,
+        "pixels": model.description.resolution,
         "base_hash": model.description.hash if given.base else None,
         "parameters": {
             "denoiser": sum(p.numel() for p in model.denoiser.parameters()),
@@ -236,7 +243,7 @@ def main() -> None:
             "autoencoder": sum(p.numel() for p in model.autoencoder.parameters()),
         },
         "environment": environment(),
-        **measure(model, given.photos, given.rounds, given.seed),
+        **measure(model, given.photos, given.rounds, given.seed, split=not given.no_split),
     }
     given.out.mkdir(parents=True, exist_ok=True)
     target = given.out / f"training_step_{model.description.id}.json"

@@ -175,7 +175,9 @@ def _stacks(prompts: Sequence[Prompt]) -> list[_Stack]:
 def _project(
     sites: Sequence[Site], states: Tensor, stacks: Sequence[_Stack], detach_first: bool
 ) -> list[Tensor]:
-    """``states (W + sum of s_i dW_i)^T`` with each row's own edits: [B, T, d] -> [B, T, inner] for every site."""
+    """``states (W + sum of s_i dW_i)^T`` with each row's own edits: [B, T, d] -> [B, T, inner] for every
+    site.
+    """
     if len(stacks) == 1:
         return _projected(sites, states, stacks[0].changes, detach_first)
     whole = [states.new_zeros(*states.shape[:2], site.weight.shape[0]) for site in sites]
@@ -189,7 +191,9 @@ def _project(
 def _projected(
     sites: Sequence[Site], states: Tensor, changes: Sequence[tuple[TextEdit, float]], detach_first: bool
 ) -> list[Tensor]:
-    """Without changes through the base's own modules; else one matrix product with all sites' matrices stacked."""
+    """Without changes through the base's own modules; else one matrix product with all sites' matrices
+    stacked.
+    """
     if not any(edit.sites for edit, _ in changes):
         plain = [site.apply(states) for site in sites]
         return [_first_detached(each) for each in plain] if detach_first else plain

@@ -16,4 +16,3 @@ def rng(seed: int, stream: str, step: int) -> torch.Generator:
     """A fresh CPU generator for one draw. Different (seed, stream, step) give independent sequences."""
     digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-

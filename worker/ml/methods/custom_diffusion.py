@@ -228,7 +228,8 @@ def deal_rows(
         latents.append(bank.latents[dealt])
         masks.append(bank.masks[dealt])
         captions += [
-            photo_caption(concept.token, concept.class_noun, concept.kind, bank.prefixes[entry]) for entry in dealt
+            photo_caption(concept.token, concept.class_noun, concept.kind, bank.prefixes[entry])
+            for entry in dealt
         ]
         prior += [False] * turns
         if lesson.prior is not None:

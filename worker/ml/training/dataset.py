@@ -2,12 +2,13 @@
 
 Two departures from the reference, which augments and encodes anew in every step.
 
-Each photo gets a fixed number of views, drawn from the same distribution, and steps deal them out from a shuffled deck.
-With ``VIEWS_PER_PHOTO`` views a photo, a training of some hundred steps sees every view a handful of times, each time
-with other noise and another time step.
+Each photo gets a fixed number of views, drawn from the same distribution, and steps deal them out from a
+shuffled deck. With ``VIEWS_PER_PHOTO`` views a photo, a training of some hundred steps sees every view a
+handful of times, each time with other noise and another time step.
 
-The deck deals in pairs of one caption. Every view comes up as often as before, but four photos have 1.75 different
-captions on average and not 2.8, and each of them costs a pass of the text encoder, forward and backward.
+The deck deals in pairs of one caption. Every view comes up as often as before, but four photos have 1.75
+different captions on average and not 2.8, and each of them costs a pass of the text encoder, forward and
+backward.
 
 The bank is a pure function of photos, seed and parameters: after an interruption it is rebuilt identically.
 """
@@ -47,7 +48,9 @@ def deal(captions: Sequence[str], seed: int, stream: str, first: int, count: int
     """Entries at places ``first ... first + count - 1`` of an endless shuffled deck with these captions."""
     size = len(captions)
     places = range(first, first + count)
-    decks = {epoch: _deck(captions, rng(seed, stream, epoch)) for epoch in {place // size for place in places}}
+    decks = {
+        epoch: _deck(captions, rng(seed, stream, epoch)) for epoch in {place // size for place in places}
+    }
     return [decks[place // size][place % size] for place in places]
 
 
