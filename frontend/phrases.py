@@ -38,6 +38,9 @@ PHASES: dict[str, dict[str, Any]] = {
 """Phases of the worker as a person reads them, and the part of the gate's ring that each one fills. A phase without
 a part, which comes in between, leaves the ring as it is."""
 
+UNCOUNTED = ("preparing", "saving")
+"""Phases of several parts that each count from zero: the sentence does not count along, the ring does."""
+
 
 def duration(seconds: float | None) -> str:
     """About how long: ``40 s``, ``2 min``, ``1 h 20 min``."""
@@ -112,7 +115,7 @@ def standing(name: str, step: int, total: int, eta_s: float | None) -> str:
     words = phase(name)
     if not total:
         return words
-    if name == "saving":
+    if name in UNCOUNTED:
         return words
     if name != "training":
         return f"{words}, {100 * step // total} %"

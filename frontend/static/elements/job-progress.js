@@ -8,9 +8,11 @@ const about = (seconds) => {
   return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 };
 
+const UNCOUNTED = ["preparing", "saving"]; // as in frontend/phrases.py
+
 /** `Training: step 240 of 600, about 40 s left`; other phases by their share. */
 export function standing(words, phase, step, total, eta) {
-  if (!total || phase === "saving") return words;
+  if (!total || UNCOUNTED.includes(phase)) return words;
   if (phase !== "training") return `${words}, ${Math.floor((100 * step) / total)} %`;
   const left = typeof eta === "number" && step < total ? `, about ${about(eta)} left` : "";
   return `${words}: step ${step} of ${total}${left}`;
