@@ -23,7 +23,9 @@ class Database:
         self.url = url
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
-            self.engine = create_engine(url, connect_args={"timeout": 10, "check_same_thread": False}, pool_size=pool_size)
+            self.engine = create_engine(
+                url, connect_args={"timeout": 10, "check_same_thread": False}, pool_size=pool_size
+            )
             _prepare_sqlite(self.engine)
         else:
             self.engine = create_engine(

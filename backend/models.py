@@ -7,7 +7,7 @@ one answer per idempotency key, terminal jobs have an end, running jobs have a w
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
@@ -66,7 +66,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {
+    type_annotation_map: ClassVar[Any] = {
         dict[str, Any]: Json,
         list[str]: Json,
         datetime: UtcDateTime(),
@@ -91,7 +91,7 @@ class Owner(Base):
 
 
 class BaseModel(Base):
-    """A base model some worker has registered. ``description`` is a ``schemas.bases.BaseDescription`` less the tokenizer."""
+    """A base model some worker has registered. ``description`` is a `BaseDescription` less the tokenizer."""
 
     __tablename__ = "base_models"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -216,7 +216,10 @@ class ImageWeights(Base):
 
 
 class Job(Base):
-    """The truth about a piece of work; a broker's message is a hint that carries its id. Written only by services/jobs."""
+    """The truth about a piece of work; a broker's message is a hint that carries its id.
+
+    ``state`` is written by services/jobs alone.
+    """
 
     __tablename__ = "jobs"
     id: Mapped[str] = _id()
@@ -269,7 +272,8 @@ class Job(Base):
               postgresql_where=text("state in ('queued','running')")),
         Index("ix_jobs_claim", "queue", "priority", "not_before", "id", sqlite_where=text("state = 'queued'"),
               postgresql_where=text("state = 'queued'")),
-        Index("ix_jobs_running", "owner_id", sqlite_where=text("state = 'running'"), postgresql_where=text("state = 'running'")),
+        Index("ix_jobs_running", "owner_id", sqlite_where=text("state = 'running'"),
+              postgresql_where=text("state = 'running'")),
         Index("ix_jobs_owner_newest", "owner_id", "id"),
         Index("ix_jobs_owner_started", "owner_id", "started_at"),
     )  # fmt: skip

@@ -35,7 +35,7 @@ def byte_tokenizer(positions: int) -> CLIPTokenizer:
     )
 
 
-def build(  # noqa: PLR0913
+def build(
     *,
     name: str,
     resolution: int,

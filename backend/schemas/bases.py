@@ -27,10 +27,16 @@ class BaseDescription(Strict):
     hash: str = Field(description="sha256 over the names and bytes of all weight files, hexadecimal")
     methods: list[str]
     defaults: SamplingDefaults
-    prompt_limit_tokens: int = Field(description="positions of the text encoder, start and end token included")
-    tokenizer_json: str = Field(description="`tokenizers` serialisation, so that the web counts as the worker does")
+    prompt_limit_tokens: int = Field(
+        description="positions of the text encoder, start and end token included"
+    )
+    tokenizer_json: str = Field(
+        description="`tokenizers` serialisation, so that the web counts as the worker does"
+    )
     example_prompts: list[str] = Field(default_factory=list, description="`{}` stands for the subject")
-    class_nouns: list[str] = Field(default_factory=list, description="nouns the base draws well; empty: unknown")
+    class_nouns: list[str] = Field(
+        default_factory=list, description="nouns the base draws well; empty: unknown"
+    )
 
 
 class BaseModelInfo(Strict):

@@ -41,7 +41,9 @@ class Photo(Strict):
     height: int
     url: str
     thumbnail_url: str
-    warnings: list[str] = Field(default_factory=list, description="sentences: blurred, duplicate of another, small")
+    warnings: list[str] = Field(
+        default_factory=list, description="sentences: blurred, duplicate of another, small"
+    )
 
 
 class PhotoList(Strict):

@@ -87,9 +87,19 @@ class SchedulerInfo(Strict):
 
 SCHEDULERS: tuple[SchedulerInfo, ...] = (
     SchedulerInfo(
-        name="dpmsolver++", title="DPM-Solver++ (2M)", description="Second-order; the usual choice: good from 15 steps on."
+        name="dpmsolver++",
+        title="DPM-Solver++ (2M)",
+        description="Second-order; the usual choice: good from 15 steps on.",
     ),
-    SchedulerInfo(name="ddim", title="DDIM", description="First-order and deterministic; the reference of many papers."),
-    SchedulerInfo(name="euler", title="Euler", description="First-order in sigma; soft pictures, forgiving at few steps."),
-    SchedulerInfo(name="unipc", title="UniPC", description="Predictor and corrector; the strongest below 12 steps."),
+    SchedulerInfo(
+        name="ddim", title="DDIM", description="First-order and deterministic; the reference of many papers."
+    ),
+    SchedulerInfo(
+        name="euler",
+        title="Euler",
+        description="First-order in sigma; soft pictures, forgiving at few steps.",
+    ),
+    SchedulerInfo(
+        name="unipc", title="UniPC", description="Predictor and corrector; the strongest below 12 steps."
+    ),
 )

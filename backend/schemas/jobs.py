@@ -13,9 +13,13 @@ JobKind = Literal["train", "merge", "compress", "generate", "evaluate", "export"
 JobState = Literal["blocked", "queued", "running", "succeeded", "failed", "cancelled"]
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 EventType = Literal["state", "progress", "loss", "preview", "image", "note", "done"]
-"""``state`` {state, attempt, note?}; ``progress`` {phase, step, total, rate, eta_s}; ``loss`` {points: [[step, loss]]};
-``preview`` {step, index, prompt, url}; ``image`` {id, index, url, thumbnail_url}; ``note`` {code, message}: what happened
-to the job, such as `worker_lost`, `resumed`, `checkpoint_discarded`, `recovered`; ``done`` {state}: the last event of a job."""
+"""What the data of an event holds:
+
+- ``state`` {state, attempt, note?}; ``progress`` {phase, step, total, rate, eta_s}; ``loss`` {points: [[step, loss]]};
+- ``preview`` {step, index, prompt, url}; ``image`` {id, index, url, thumbnail_url};
+- ``note`` {code, message}: what happened to the job, as `worker_lost`, `resumed`, `checkpoint_discarded`, `recovered`;
+- ``done`` {state}: the last event of a job.
+"""
 
 
 class JobProgress(Strict):
@@ -52,7 +56,9 @@ class Job(Strict):
     progress: JobProgress | None
     queue_position: int | None = Field(description="0 is next; None unless queued")
     attempt: int
-    max_lost_seconds: float | None = Field(description="work a crash may cost; None where there are no checkpoints")
+    max_lost_seconds: float | None = Field(
+        description="work a crash may cost; None where there are no checkpoints"
+    )
     last_checkpoint_step: int | None
     cancel_requested: bool
     metrics: JobMetrics

@@ -13,7 +13,7 @@ from backend.schemas.strict import Strict
 
 @dataclass(frozen=True)
 class MethodCard:
-    """One row of the table of methods. ``presets`` map a preset's name to the parameters that differ from the defaults."""
+    """One row of the table of methods. ``presets`` name the parameters that differ from the defaults."""
 
     name: str
     title: str

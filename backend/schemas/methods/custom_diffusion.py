@@ -14,19 +14,29 @@ class CustomDiffusionParams(Strict):
     """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 4)."""
 
     steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: 250)")] = 250
-    batch_size: Annotated[int, Field(ge=1, le=64, description="photos a step; as many prior images come along")] = 4
+    batch_size: Annotated[
+        int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
+    ] = 4
     learning_rate: Annotated[
         float, Field(gt=0, le=0.1, description="of the key and value matrices (paper: 8e-5 on SD 1.x)")
     ] = 2e-4
-    token_learning_rate: Annotated[float, Field(gt=0, le=1.0, description="of the placeholder's vector V*")] = 2e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the matrices' change (paper: 1e-2)")] = 0.01
-    prior_weight: Annotated[float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")] = 1.0
+    token_learning_rate: Annotated[
+        float, Field(gt=0, le=1.0, description="of the placeholder's vector V*")
+    ] = 2e-3
+    weight_decay: Annotated[
+        float, Field(ge=0, le=1, description="AdamW decay of the matrices' change (paper: 1e-2)")
+    ] = 0.01
+    prior_weight: Annotated[
+        float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")
+    ] = 1.0
     prior_images: Annotated[int, Field(ge=0, le=1000, description="generated class images (paper: 200)")] = 24
     prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
     augment: Annotated[bool, Field(description="resize photos at random and say so in the caption")] = True
     flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
     max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
-    preview_every: Annotated[int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")] = 50
+    preview_every: Annotated[
+        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
+    ] = 50
 
 
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
@@ -44,7 +54,10 @@ def side(params: CustomDiffusionParams) -> Literal["text", "weights"]:
 CARD = MethodCard(
     name="custom-diffusion",
     title="Custom Diffusion",
-    description="Learns a new word and the key and value matrices that read it; the safe choice for a subject you will place anywhere.",
+    description=(
+        "Learns a new word and the key and value matrices that read it; "
+        "the safe choice for a subject you will place anywhere."
+    ),
     source="Kumari et al., Multi-Concept Customization of Text-to-Image Diffusion, CVPR 2023 (arXiv 2212.04488)",
     min_photos=3,
     max_photos=50,
