@@ -89,9 +89,12 @@ def test_every_photo_comes_up_equally_often(model: DiffusionModel, photos: list[
     assert sorted(entry // views for entry in dealt) == [0] * views + [1] * views + [2] * views
 
 
-def test_a_batch_holds_few_captions_and_every_view_equally_often(model: DiffusionModel, photos: list[Path]) ->
-None:
-    bank = build_bank(model, photos[:2], seed=1, stream="photos", augment=True, flip=False, run=InProcessRun())
+def test_a_batch_holds_few_captions_and_every_view_equally_often(
+    model: DiffusionModel, photos: list[Path]
+) -> None:
+    bank = build_bank(
+        model, photos[:2], seed=1, stream="photos", augment=True, flip=False, run=InProcessRun()
+    )
     size = len(bank.prefixes)
     for epoch in range(3):
         dealt = deal(bank.prefixes, 1, "deck", epoch * size, size)
@@ -101,8 +104,9 @@ None:
     assert deal(bank.prefixes, 1, "deck", size - 3, 6) == deal(bank.prefixes, 1, "deck", 0, size + 3)[-6:]
 
 
-def test_places_are_dealt_to_the_concepts_in_turn(model: DiffusionModel, photos: list[Path], prior: Path) ->
-None:
+def test_places_are_dealt_to_the_concepts_in_turn(
+    model: DiffusionModel, photos: list[Path], prior: Path
+) -> None:
     """Three rows a step for two concepts: 2 + 1, then 1 + 2, and nobody's deck skips a card."""
     concepts = [stark(photos), ConceptExamples("wolf", "cat", "subject", photos[:1])]
     trainee = prepare(model, concepts, prior, batch_size=3, prior_weight=0.0)
