@@ -147,9 +147,9 @@ def model_card(measures: Measures, sizes: dict[str, int]) -> str:
                 f"{_percent(found['picture_to_caption_top1'])} "
                 f"(top 5 {_percent(found['picture_to_caption_top5'])}), "
                 f"caption to picture {_percent(found['caption_to_picture_top1'])}.",
-                "- Subject judge on the held-out subjects' photos: two photos of one subject against another designer's",
-                f"  drawing of the class, AUC {ranking['auc_same_subject_against_same_class']:.3f} (each subject alone:"
-                f" mean {ranking['auc_within_each_subject_mean']:.3f}, lowest"
+                "- Subject judge on the held-out subjects' photos: two photos of one subject against another",
+                f"  designer's drawing of the class, AUC {ranking['auc_same_subject_against_same_class']:.3f}"
+                f" (each subject alone: mean {ranking['auc_within_each_subject_mean']:.3f}, lowest"
                 f" {ranking['auc_within_each_subject_lowest']:.3f}); against other subjects"
                 f" {ranking['auc_same_subject_against_other_subjects']:.3f}.",
             ]

@@ -68,7 +68,7 @@ def train_denoiser(
         _restore(learner, optimiser, average, folder)
     rng = np.random.default_rng([2, rank, budget.start_step])
     noise = Noise.of(new_scheduler())
-    ring.add(rng, stage_at(budget.share), 256)
+    ring.add(rng, stage_at(budget.share), min(256, ring.capacity))
     smooth: float | None = None
     for step in budget.steps(endless=processes > 1):
         ring.add(rng, stage_at(budget.share), FRESH)

@@ -22,6 +22,7 @@ from worker.ml.evaluation.judges import IMAGE_TEXT_FILE, SUBJECT_FILE
 from worker.ml.toyworld.autoencoder import new_autoencoder
 from worker.ml.toyworld.denoiser import new_scheduler
 from worker.ml.toyworld.denoiser_training import averaged_learner
+from worker.ml.toyworld.judge_training import IMAGE_TEXT_STATE, SUBJECT_STATE
 from worker.ml.toyworld.tokenizer import save_tokenizer
 from worker.ml.toyworld.world import NOUNS
 
@@ -67,8 +68,8 @@ def export_judges(work: Path, out: Path) -> None:
     """Write the two judges from their training states in ``work``."""
     out.mkdir(parents=True, exist_ok=True)
     for state, prefix, name in (
-        ("image_text_state.safetensors", "w.judge.", IMAGE_TEXT_FILE),
-        ("subject_state.safetensors", "w.", SUBJECT_FILE),
+        (IMAGE_TEXT_STATE, "w.judge.", IMAGE_TEXT_FILE),
+        (SUBJECT_STATE, "w.", SUBJECT_FILE),
     ):
         stored = load_file(work / state)
         weights = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}

@@ -2,7 +2,7 @@
 
 **Image and text.** CLIP's symmetric cross-entropy on a batch of fresh scenes with captions. Every scene
 brings a second, wrong caption that differs in one word group (object, colour, place, one of a pair), so that
-a batch holds the distinctions that matter; and two heads that are thrown away afterwards learn the list of
+a batch holds the distinctions that matter; and heads that are thrown away afterwards learn the list of
 (object, colour) and the place directly.
 
 **Subject.** Supervised contrastive (Khosla et al. 2020, eq. 2): a batch holds a few classes, of each several
@@ -38,6 +38,7 @@ from worker.ml.toyworld.world import COLOURS, HELD_OUT, NOUNS, PLACES, STYLES
 
 LEARNING_RATE = 2e-3
 SAVE_EVERY = 250
+IMAGE_TEXT_STATE, SUBJECT_STATE = "image_text_state.safetensors", "subject_state.safetensors"
 SCENES = 48
 CLASSES_A_BATCH, DRAWINGS_A_CLASS, VIEWS = 6, 4, 2
 TEMPERATURE = 0.1
@@ -96,7 +97,7 @@ def wrong_caption(scene: Scene, rng: Rng) -> str:
     """
     which = int(rng.integers(len(scene.objects)))
     placed = scene.objects[which]
-    kind = int(rng.integers(4))
+    kind = int(rng.choice(4, p=(0.5, 0.2, 0.15, 0.15)))
     if kind == 0:
         noun = _other(NOUNS, {o.key.noun for o in scene.objects}, rng)
         return caption(_with(scene, which, replace(placed, key=SpriteKey(noun, ""))), rng)
@@ -126,25 +127,29 @@ def _names(text: str, place: str) -> bool:
 
 
 class Lessons(nn.Module):
-    """Heads for training only: which (object, colour) are there, and the place and style."""
+    """Heads for training only: which objects and which (object, colour) are there, the place and the style."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.nouns = nn.Linear(2 * CHANNELS[-1], len(NOUNS))
         self.things = nn.Linear(2 * CHANNELS[-1], len(NOUNS) * len(TINTS))
         self.grounds = nn.Linear(2 * CHANNELS[-1], len(GROUNDS))
         self.styles = nn.Linear(2 * CHANNELS[-1], len(STYLES))
 
     def loss(self, pooled: Tensor, scenes: list[Scene]) -> Tensor:
-        """Sum of the three losses; ``pooled`` [B, 320]."""
+        """Sum of the losses; ``pooled`` [B, 320]."""
+        nouns = torch.zeros(len(scenes), len(NOUNS))
         things = torch.zeros(len(scenes), len(NOUNS) * len(TINTS))
-        for row, scene in zip(things, scenes, strict=True):
+        for row, named, scene in zip(things, nouns, scenes, strict=True):
             for placed in scene.objects:
+                named[NOUNS.index(placed.key.noun)] += 1 / len(scene.objects)
                 row[NOUNS.index(placed.key.noun) * len(TINTS) + TINTS.index(placed.colour)] = 1
         ground = torch.tensor([GROUNDS.index(scene.place) for scene in scenes])
         style = torch.tensor([list(STYLES).index(scene.style) for scene in scenes])
         listed = binary_cross_entropy_with_logits(self.things(pooled), things) * len(TINTS)
         total: Tensor = (
             listed
+            + cross_entropy(self.nouns(pooled), nouns)
             + 0.3 * cross_entropy(self.grounds(pooled), ground)
             + 0.3 * cross_entropy(self.styles(pooled), style)
         )
@@ -157,6 +162,10 @@ def train_image_text(
     """Train for the budget; goes on from ``folder`` where there is a state."""
     torch.manual_seed(3)
     judge, lessons = ImageTextJudge(len(tokenizer), int(tokenizer.eos_token_id)), Lessons()
+    if (folder / SUBJECT_STATE).exists():
+        stored = load_file(folder / SUBJECT_STATE)
+        tower = {key[9:]: value for key, value in stored.items() if key.startswith("w.images.")}
+        judge.images.load_state_dict(tower)
 
     def loss(rng: Rng) -> Tensor:
         scenes = [sample_scene(bank, rng, JUDGED) for _ in range(SCENES)]
@@ -172,7 +181,7 @@ def train_image_text(
     _train(
         nn.ModuleDict({"judge": judge, "lessons": lessons}),
         loss,
-        folder / "image_text_state.safetensors",
+        folder / IMAGE_TEXT_STATE,
         budget,
         3,
     )
@@ -254,7 +263,7 @@ def train_subject(bank: SpriteBank, trips: RoundTrips | None, folder: Path, budg
         scenes, number = subject_batch(classes, rng)
         return subject_loss(judge(pictures(scenes, bank, trips, rng)), number)
 
-    _train(judge, loss, folder / "subject_state.safetensors", budget, 4)
+    _train(judge, loss, folder / SUBJECT_STATE, budget, 4)
     return judge
 
 

@@ -105,19 +105,19 @@ def make_autoencoder(plan: Plan) -> None:
 
 
 def make_judges(plan: Plan) -> None:
-    """Both judges, on one core each after the other."""
+    """Both judges, one after the other: the second starts from what the first has learnt of shapes."""
     folder, seconds = plan.work / "judges", plan.minutes_judges * 60
     folder.mkdir(parents=True, exist_ok=True)
     trips = RoundTrips(plan.autoencoder)
-    budget = Budget.resumed(seconds, folder / "image_text.jsonl")
-    if budget.share < 1:
-        train_image_text(plan.bank, plan.tokenizer, trips, folder, budget)
     budget = Budget.resumed(seconds, folder / "subject.jsonl")
     if budget.share < 1:
         more = load_sprites(plan.icons, plan.work / "further_sprites.npz", FURTHER_NOUNS, DESIGNERS)
         more = further_sprites(more, plan.bank.sprites)
         budget = Budget.resumed(seconds, folder / "subject.jsonl")
         train_subject(SpriteBank({**plan.bank.sprites, **more}), trips, folder, budget)
+    budget = Budget.resumed(seconds, folder / "image_text.jsonl")
+    if budget.share < 1:
+        train_image_text(plan.bank, plan.tokenizer, trips, folder, budget)
 
 
 def _denoise(rank: int, plan: Plan, port: int) -> None:
