@@ -19,6 +19,7 @@ pytestmark = pytest.mark.browser
 PHOTOS = sorted((ROOT / "backend" / "sample_photos" / "stark").glob("0[0-4].webp"))
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 FEW = {"steps": 8, "batch_size": 2, "prior_images": 4, "prior_steps": 4, "preview_every": 4}
+WARMING_MS = 120_000
 TRAINING_MS = 240_000
 DRAWING_MS = 120_000
 DROP = """async ([selector, files]) => {
@@ -84,7 +85,9 @@ def test_from_photos_to_a_picture(page: Page, complaints: Complaints) -> None:
     page.get_by_text("Advanced").click()
     for name, value in FEW.items():
         page.locator(f"[name='param.{name}']").fill(str(value))
-    page.get_by_role("button", name="Train", exact=True).click()
+    train = page.get_by_role("button", name="Train", exact=True)
+    expect(train).to_be_enabled(timeout=WARMING_MS)
+    train.click()
     page.wait_for_url(re.compile(r"/jobs/[0-9a-f-]{36}$"))
     expect(page.get_by_role("heading", level=1)).to_have_text("Learning Stark")
     expect(page.locator(".strip > li").first).to_be_visible(timeout=TRAINING_MS)
