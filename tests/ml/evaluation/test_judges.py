@@ -25,15 +25,10 @@ def judges() -> Judges:
 
 def photos(slug: str) -> Tensor:
     """Ten photos at 64 px, [10, 3, 64, 64] in [-1, 1]."""
-    images = [
-        Image.open(PHOTOS / slug / f"{number:02d}.webp").resize((64, 64), Image.Resampling.BOX)
-        for number in range(10)
-    ]
-    return (
-        torch.from_numpy(np.stack([np.asarray(i, np.float32) for i in images]).transpose(0, 3, 1, 2).copy())
-        / 127.5
-        - 1
-    )
+    files = [PHOTOS / slug / f"{number:02d}.webp" for number in range(10)]
+    images = [Image.open(file).resize((64, 64), Image.Resampling.BOX) for file in files]
+    stacked = np.stack([np.asarray(image, np.float32) for image in images]).transpose(0, 3, 1, 2)
+    return torch.from_numpy(stacked.copy()) / 127.5 - 1
 
 
 def test_features_are_unit_rows_without_gradients(judges: Judges) -> None:
@@ -87,15 +82,7 @@ def test_shipped_judges_rank_a_subjects_photos_above_other_subjects(judges: Judg
 
 
 def test_shipped_judges_read_places_of_true_photos(judges: Judges) -> None:
-    scenes = {
-        "stark": [
-            "in the desert",
-            "on a white background",
-            "on the beach",
-            "on a pink background",
-            "on grass",
-        ]
-    }
-    candidates = [f"a photo of a dog {place}" for place in scenes["stark"]]
+    places = ("in the desert", "on a white background", "on the beach", "on a pink background", "on grass")
+    candidates = [f"a photo of a dog {place}" for place in places]
     chosen = judges.prompt_choice(photos("stark")[:5], candidates)
     assert (chosen == torch.arange(5)).float().mean() >= 0.8
