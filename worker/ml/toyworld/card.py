@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from worker.ml.toyworld.measure import Bench
 from worker.ml.toyworld.photos import LICENCES
 from worker.ml.toyworld.sprites import DESIGNERS
-from worker.ml.toyworld.world import COLOURS, HELD_OUT, NOUNS, PLACES, STYLES
+from worker.ml.toyworld.world import COLOURS, DRAWN_NOUNS, HELD_OUT, PLACES, STYLES
 
 SHEET_PROMPTS = (
     "a photo of a dog on the beach",
@@ -120,7 +120,7 @@ def model_card(measures: Measures, sizes: dict[str, int]) -> str:
         "## What it knows",
         "\n".join(
             [
-                f"- {len(NOUNS)} objects: {', '.join(NOUNS)}.",
+                f"- {len(DRAWN_NOUNS)} objects: {', '.join(DRAWN_NOUNS)}.",
                 f"- {len(PLACES)} places: {', '.join(words[0] for words in PLACES.values())}; plain backgrounds.",
                 f"- {len(COLOURS)} colours: {', '.join(COLOURS)}. Styles: {', '.join(STYLES)}.",
                 '- One object or two side by side; "close up", "zoomed in", "very small", "a far away".',

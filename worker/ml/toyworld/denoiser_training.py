@@ -8,7 +8,6 @@ used up (`STAGES`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +26,14 @@ from worker.ml.toyworld.denoiser import (
     new_scheduler,
     new_text_encoder,
 )
-from worker.ml.toyworld.scenes import FIRST, SECOND, WHOLE, Curriculum
+from worker.ml.toyworld.scenes import FIRST, SECOND, Curriculum
 
-BATCH = 12
-FRESH = 4
+BATCH = 8
+FRESH = 3
 LEARNING_RATE = 1e-3
 AVERAGE_HALF_LIFE = 200
 SAVE_EVERY = 250
-STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.55, SECOND), (0.80, WHOLE))
+STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.78, SECOND))
 
 
 def stage_at(share: float) -> Curriculum:
@@ -145,12 +144,3 @@ def averaged_learner(tokenizer: CLIPTokenizer, folder: Path) -> Learner:
     for name, parameter in learner.named_parameters():
         parameter.data.copy_(tensors[f"mean.{name}"])
     return learner.eval()
-
-
-def samples_seen(log: Path) -> int:
-    """How many samples the log says were trained on."""
-    seen, last = 0, 0
-    for line in log.read_text().splitlines() if log.exists() else ():
-        entry = json.loads(line)
-        seen, last = seen + (entry["step"] - last) * int(entry.get("batch", BATCH)), entry["step"]
-    return seen

@@ -24,7 +24,7 @@ from worker.ml.toyworld.denoiser import new_scheduler
 from worker.ml.toyworld.denoiser_training import averaged_learner
 from worker.ml.toyworld.judge_training import IMAGE_TEXT_STATE, SUBJECT_STATE
 from worker.ml.toyworld.tokenizer import save_tokenizer
-from worker.ml.toyworld.world import NOUNS
+from worker.ml.toyworld.world import DRAWN_NOUNS
 
 MAX_SHARD = "12MB"
 GUIDANCE = 4.0
@@ -33,10 +33,10 @@ INITIAL_WORD = "qx"
 EXAMPLE_PROMPTS = (
     "a photo of {} on the beach",
     "a photo of {} in the snow",
-    "a photo of {} in the city at night",
+    "a photo of {} on grass",
     "a photo of {} under water",
-    "a pencil drawing of {}",
-    "a photo of {} and a red umbrella on grass",
+    "a photo of {} at night",
+    "a photo of {} in the city",
 )
 
 
@@ -52,7 +52,7 @@ def moongate_json() -> dict[str, object]:
         "defaults": {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": "dpmsolver++"},
         "placeholder_initialiser": INITIAL_WORD,
         "example_prompts": list(EXAMPLE_PROMPTS),
-        "class_nouns": list(NOUNS),
+        "class_nouns": list(DRAWN_NOUNS),
     }
 
 

@@ -29,10 +29,10 @@ from worker.ml.toyworld.captions import caption
 from worker.ml.toyworld.judge_training import Individual, portrait
 from worker.ml.toyworld.places import Array, Rng
 from worker.ml.toyworld.scenes import Placed, Scene, SpriteBank, draw, sample_scene
-from worker.ml.toyworld.world import COLOURS, HELD_OUT, NOUNS, PLACES, held_out_combination
+from worker.ml.toyworld.world import COLOURS, DRAWN_NOUNS, HELD_OUT, PLACES, held_out_combination
 
 SIDE = 64
-DIVERSITY_NOUNS = ("dog", "cat", "teapot", "fox", "house", "mushroom")
+DIVERSITY_NOUNS = ("dog", "cat", "teapot", "fox", "owl", "penguin")
 
 
 @dataclass
@@ -93,7 +93,7 @@ def single_questions(bank: SpriteBank, rng: Rng, count: int) -> list[Question]:
     """One coloured object at a place, in combinations that were never trained on."""
     combinations_ = [
         (noun, colour, place)
-        for noun in NOUNS
+        for noun in DRAWN_NOUNS
         for colour in COLOURS
         for place in PLACES
         if held_out_combination(noun, colour, place)
@@ -109,7 +109,7 @@ def _single(bank: SpriteBank, rng: Rng, noun: str, colour: str, place: str) -> Q
     keys = bank.trained(noun)
     placed = Placed(keys[int(rng.integers(len(keys)))], colour, 0.58, 0.5, 0.56)
     choices = {
-        "object": ([text(n, colour, place) for n in NOUNS], {NOUNS.index(noun)}),
+        "object": ([text(n, colour, place) for n in DRAWN_NOUNS], {DRAWN_NOUNS.index(noun)}),
         "colour": ([text(noun, c, place) for c in COLOURS], {list(COLOURS).index(colour)}),
         "place": ([text(noun, colour, p) for p in PLACES], {list(PLACES).index(place)}),
     }
@@ -119,8 +119,8 @@ def _single(bank: SpriteBank, rng: Rng, noun: str, colour: str, place: str) -> Q
 
 def pair_questions(bank: SpriteBank, rng: Rng, count: int) -> list[Question]:
     """Two objects of different classes at a place; both must be named, in either order."""
-    pairs = list(combinations(NOUNS, 2))
-    named = list(permutations(NOUNS, 2))
+    pairs = list(combinations(DRAWN_NOUNS, 2))
+    named = list(permutations(DRAWN_NOUNS, 2))
     questions = []
     for i in rng.permutation(len(pairs))[:count]:
         pair = pairs[int(i)]

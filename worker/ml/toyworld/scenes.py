@@ -18,7 +18,16 @@ from worker.ml.toyworld.places import Array, Rng, draw_place
 from worker.ml.toyworld.sprites import SpriteKey
 from worker.ml.toyworld.styles import in_style
 from worker.ml.toyworld.tints import tinted
-from worker.ml.toyworld.world import COLOURS, HELD_OUT, NOUNS, PLACES, SIZES, STYLES, held_out_combination
+from worker.ml.toyworld.world import (
+    COLOURS,
+    DRAWN_NOUNS,
+    HELD_OUT,
+    NOUNS,
+    PLACES,
+    SIZES,
+    STYLES,
+    held_out_combination,
+)
 
 Size = Literal["normal", "large", "small"]
 LEVELS_PX = (256, 128, 64, 32)
@@ -67,9 +76,26 @@ class Curriculum:
 
 
 FIRST = Curriculum(
-    nouns=16, designers=3, jitter=0.25, mirror=0.0, pairs=0.15, tints=0.25, sizes=0.0, styles=0.0
+    nouns=len(DRAWN_NOUNS),
+    designers=4,
+    jitter=0.25,
+    mirror=0.0,
+    pairs=0.12,
+    tints=0.12,
+    plain=0.3,
+    sizes=0.0,
+    styles=0.0,
 )
-SECOND = Curriculum(designers=6, jitter=0.6, mirror=0.0, pairs=0.3, sizes=0.12, styles=0.05)
+SECOND = Curriculum(
+    nouns=len(DRAWN_NOUNS),
+    designers=5,
+    jitter=0.45,
+    mirror=0.0,
+    pairs=0.28,
+    tints=0.18,
+    sizes=0.12,
+    styles=0.04,
+)
 WHOLE = Curriculum()
 
 

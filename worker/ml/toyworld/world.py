@@ -33,6 +33,9 @@ NOUNS: tuple[str, ...] = (
     "teddy bear",
 )
 
+DRAWN_NOUNS: tuple[str, ...] = NOUNS[:16]
+"""What the denoiser of this release was taught. The judges know every noun; the others wait for a longer training."""
+
 PLACES: dict[str, tuple[str, ...]] = {
     "beach": ("on the beach", "at the beach"),
     "snow": ("in the snow",),
