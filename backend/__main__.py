@@ -96,7 +96,8 @@ def commands(settings: Settings) -> dict[str, list[str]]:
     """What runs: the web process, and the supervisor with the doorbell that the settings name."""
     python = [sys.executable, "-m"]
     web = [*python, "uvicorn", "--factory", "backend.main:create_app", "--host", settings.host,
-           "--port", str(settings.port), "--no-access-log", "--timeout-graceful-shutdown", "5"]  # fmt: skip
+           "--port", str(settings.port), "--no-access-log", "--timeout-graceful-shutdown", "5",
+           "--no-server-header"]  # fmt: skip
     celery = [
         *python,
         "celery",

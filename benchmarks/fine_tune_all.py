@@ -5,7 +5,7 @@ Not a product method: the tuned weights live as long as the ``with`` block and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from worker.ml.training.trainee import Group, Trainee
 
 
 @contextmanager
-def restored(module: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
+def restored(module: torch.nn.Module) -> Iterator[Mapping[str, Tensor]]:
     """The module's parameters by name, trainable while open; on exit frozen, with the bits they had before."""
     parameters = dict(module.named_parameters())
     kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}

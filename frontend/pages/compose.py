@@ -86,8 +86,9 @@ def _from_request(request: dict[str, Any]) -> dict[str, str]:
 def draw(request: Request, studio: Studied, owner: Owner, form: Form) -> Response:
     try:
         body = valid(GenerationCreate, _wanted(form))
+        studio.storage.require_space()
         with studio.writing() as session:
-            job = generations.start(session, owner, body)
+            job = generations.start(session, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
         values = {name: text(form, name) for name in FIELDS}
         return _page(request, studio, owner, values, beside_fields(error), status=error.status)

@@ -72,11 +72,14 @@ def vary(studio: Studied, owner: Owner, id: ItemId) -> Response:
 
 
 def _repeat(studio: Studio, owner: str, image_id: str, *, num_images: int, seed_after: int) -> Response:
+    studio.storage.require_space()
     with studio.writing() as session:
         recipe = ImageRecipe.model_validate(images.get(session, owner, image_id).recipe)
         body = recipe.model_dump(include=set(REPEATED)) | {
             "num_images": num_images,
             "seed": (recipe.seed + seed_after) % 2**32,
         }
-        job = generations.start(session, owner, GenerationCreate.model_validate(body))
+        job = generations.start(
+            session, owner, GenerationCreate.model_validate(body), studio.settings.max_queued_jobs
+        )
     return see(f"/compose?job={job.id}")

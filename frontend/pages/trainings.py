@@ -21,8 +21,9 @@ router = APIRouter(route_class=PageRoute)
 def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
     try:
         body = valid(TrainingCreate, training_form.wanted(id, form))
+        studio.storage.require_space()
         with studio.writing() as session:
-            job = trainings.start(session, owner, body)
+            job = trainings.start(session, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
         said = beside_fields(error, {"params/": training_form.PREFIX})
         given = {name: text(form, name) for name in form}
