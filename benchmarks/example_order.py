@@ -64,7 +64,7 @@ class ExampleOrder:
                 {"params": self.matrices, "lr": learning_rate, "weight_decay": 0.0},
                 {"params": [self.table], "lr": token_learning_rate, "weight_decay": 0.0},
             ],
-            foreach=False,
+            fused=True,
         )
 
     def step(self, rows: PixelRows, number: int) -> float:

@@ -31,6 +31,7 @@ from worker.ml.methods.custom_diffusion import untrained_edit
 from worker.ml.run import InProcessRun
 from worker.ml.streams import rng
 from worker.ml.training.captions import class_prompts, photo_caption
+from worker.ml.training.dataset import PRIOR_TOGETHER
 from worker.ml.training.loop import Progress, advance
 from worker.ml.training.losses import masked_squared_error, with_prior
 from worker.ml.training.trainee import Group, Rows, Trainee
@@ -38,8 +39,7 @@ from worker.ml.training.trainee import Group, Rows, Trainee
 RESULTS = Path(__file__).parent / "results"
 TOKEN, NOUN = "stark", "dog"
 PREFIXES = ("", "", "zoomed in", "zoomed in")
-"""What the deck deals to a batch of four: pairs of one caption each, so 1.75 different ones on average. The same goes
-for prior images."""
+"""What the deck deals to a batch of four: pairs of one caption each, so at most two; prior images come in fours."""
 
 
 def pixel_rows(model: StableDiffusion, photos: int, seed: int) -> PixelRows:
@@ -53,7 +53,7 @@ def pixel_rows(model: StableDiffusion, photos: int, seed: int) -> PixelRows:
         pixels=torch.rand(rows, 3, side, side, generator=draw) * 2 - 1,
         posterior_noise=torch.randn(rows, model.latent_channels, cells, cells, generator=draw),
         masks=torch.ones(rows, 1, cells, cells),
-        captions=[*captions, *(classes[i // 2 % len(classes)] for i in range(photos))],
+        captions=[*captions, *(classes[i // PRIOR_TOGETHER] for i in range(photos))],
         prior=[False] * photos + [True] * photos,
     )
 

@@ -85,7 +85,7 @@ def test_every_photo_comes_up_equally_often(model: DiffusionModel, photos: list[
     bank = build_bank(model, photos, seed=1, stream="photos", augment=False, flip=False, run=InProcessRun())
     views = VIEWS_PER_PLAIN_PHOTO
     assert len(bank.prefixes) == 3 * views
-    dealt = deal(bank.prefixes, 1, "deck", 3 * views, 3 * views)
+    dealt = deal(bank.prefixes, 1, "deck", first=3 * views, count=3 * views, together=1)
     assert sorted(entry // views for entry in dealt) == [0] * views + [1] * views + [2] * views
 
 
@@ -97,11 +97,17 @@ def test_a_batch_holds_few_captions_and_every_view_equally_often(
     )
     size = len(bank.prefixes)
     for epoch in range(3):
-        dealt = deal(bank.prefixes, 1, "deck", epoch * size, size)
+        dealt = deal(bank.prefixes, 1, "deck", first=epoch * size, count=size, together=2)
         assert sorted(dealt) == list(range(size))
         mixed = [i for i in range(0, size, 2) if bank.prefixes[dealt[i]] != bank.prefixes[dealt[i + 1]]]
         assert len(mixed) <= 2
-    assert deal(bank.prefixes, 1, "deck", size - 3, 6) == deal(bank.prefixes, 1, "deck", 0, size + 3)[-6:]
+
+
+def test_hands_are_whole_where_captions_allow() -> None:
+    captions = ["a"] * 5 + ["b"] * 8 + ["c"] * 3
+    dealt = [captions[entry] for entry in deal(captions, 0, "deck", first=0, count=16, together=4)]
+    hands = sorted("".join(sorted(dealt[i : i + 4])) for i in range(0, 16, 4))
+    assert hands == ["aaaa", "accc", "bbbb", "bbbb"]
 
 
 def test_places_are_dealt_to_the_concepts_in_turn(

@@ -20,9 +20,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_captions_take_turns_and_counts_round_up_to_chunks(model: DiffusionModel, tmp_path: Path) -> None:
+def test_a_chunk_has_one_caption_and_counts_round_up_to_chunks(model: DiffusionModel, tmp_path: Path) -> None:
     made = ensure_prior(model, PROMPTS, count=5, steps=2, cache_dir=tmp_path, run=InProcessRun())
-    assert made.captions == tuple(PROMPTS) * 4
+    assert made.captions == (PROMPTS[0],) * CHUNK + (PROMPTS[1],) * CHUNK
     assert made.latents.shape == (2 * CHUNK, 4, 8, 8)
     assert len(files(tmp_path)) == 2 * CHUNK
     assert len({latent.sum().item() for latent in made.latents}) == 2 * CHUNK

@@ -56,9 +56,9 @@ def test_draws_are_functions_of_seed_stream_and_step() -> None:
 
 
 def test_a_deck_deals_every_card_equally_often_from_any_place() -> None:
-    dealt = deal(["x"] * 5, 3, "deck", 0, 20)
+    dealt = deal("xxyxx", 3, "deck", first=0, count=20, together=2)
     assert all(sorted(dealt[i : i + 5]) == list(range(5)) for i in range(0, 20, 5))
-    assert deal(["x"] * 5, 3, "deck", 7, 6) == dealt[7:13]
+    assert deal("xxyxx", 3, "deck", first=7, count=6, together=2) == dealt[7:13]
     assert dealt[:5] != dealt[5:10]
 
 

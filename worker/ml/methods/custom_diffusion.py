@@ -32,7 +32,7 @@ from worker.ml.methods.base import ConceptExamples
 from worker.ml.run import Run
 from worker.ml.training.augmentation import SMALL, ZOOMED
 from worker.ml.training.captions import class_prompts, photo_caption
-from worker.ml.training.dataset import Bank, build_bank, deal
+from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.preview import draw_previews
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.trainee import Group, Rows, Trainee
@@ -224,7 +224,8 @@ def deal_rows(
         # of places first ... first + size - 1, those that are this concept's: number, number + len(lessons), ...
         turn = -(-(first - number) // len(lessons))
         turns = -(-(first + size - number) // len(lessons)) - turn
-        dealt = deal(bank.prefixes, seed, f"deck/{concept.token}", turn, turns)
+        places = {"first": turn, "count": turns}
+        dealt = deal(bank.prefixes, seed, f"deck/{concept.token}", **places, together=PHOTOS_TOGETHER)
         latents.append(bank.latents[dealt])
         masks.append(bank.masks[dealt])
         captions += [
@@ -234,7 +235,7 @@ def deal_rows(
         prior += [False] * turns
         if lesson.prior is not None:
             kept = lesson.prior
-            drawn = deal(kept.captions, seed, f"prior/{concept.token}", turn, turns)
+            drawn = deal(kept.captions, seed, f"prior/{concept.token}", **places, together=PRIOR_TOGETHER)
             latents.append(kept.latents[drawn])
             masks.append(torch.ones_like(masks[-1]))
             captions += [kept.captions[entry] for entry in drawn]

@@ -6,9 +6,9 @@ Each photo gets a fixed number of views, drawn from the same distribution, and s
 shuffled deck. With ``VIEWS_PER_PHOTO`` views a photo, a training of some hundred steps sees every view a
 handful of times, each time with other noise and another time step.
 
-The deck deals in pairs of one caption. Every view comes up as often as before, but four photos have 1.75
-different captions on average and not 2.8, and each of them costs a pass of the text encoder, forward and
-backward.
+Decks deal views of one caption together: photos in pairs, prior images in fours. Every view comes up as often as
+before, but four photos have 1.75 different captions on average and not 2.8, and each of them costs a pass of the text
+encoder, forward and backward.
 
 The bank is a pure function of photos, seed and parameters: after an interruption it is rebuilt identically.
 """
@@ -31,6 +31,8 @@ VIEWS_PER_PHOTO = 24
 VIEWS_PER_PLAIN_PHOTO = 4
 VIEWS_IN_ALL = 480
 """Above twenty photos each gets fewer views, though never fewer than a plain one."""
+PHOTOS_TOGETHER, PRIOR_TOGETHER = 2, 4
+"""Views of one caption that a deck deals one after another."""
 ENCODED_AT_ONCE = 4
 """Fixed, because the bits of an encoded view may depend on the size of its batch."""
 
@@ -44,26 +46,37 @@ class Bank:
     prefixes: tuple[str, ...]
 
 
-def deal(captions: Sequence[str], seed: int, stream: str, first: int, count: int) -> list[int]:
-    """Entries at places ``first ... first + count - 1`` of an endless shuffled deck with these captions."""
+def deal(
+    captions: Sequence[str], seed: int, stream: str, *, first: int, count: int, together: int
+) -> list[int]:
+    """Entries at places ``first ... first + count - 1`` of an endless shuffled deck with these captions.
+
+    Each pass over the deck is a permutation. ``together`` entries of one caption follow one another, as far as numbers
+    allow.
+    """
     size = len(captions)
     places = range(first, first + count)
     decks = {
-        epoch: _deck(captions, rng(seed, stream, epoch)) for epoch in {place // size for place in places}
+        epoch: _deck(captions, rng(seed, stream, epoch), together)
+        for epoch in {place // size for place in places}
     }
     return [decks[place // size][place % size] for place in places]
 
 
-def _deck(captions: Sequence[str], dice: torch.Generator) -> list[int]:
-    """A permutation of all entries whose pairs at even places share their caption, as far as numbers allow."""
+def _deck(captions: Sequence[str], dice: torch.Generator, together: int) -> list[int]:
     by_caption: dict[str, list[int]] = {}
     for entry in torch.randperm(len(captions), generator=dice).tolist():
         by_caption.setdefault(captions[entry], []).append(entry)
-    pairs = [tuple(held[i : i + 2]) for held in by_caption.values() for i in range(0, len(held) - 1, 2)]
-    single = [held[-1] for held in by_caption.values() if len(held) % 2]
-    pairs += [tuple(single[i : i + 2]) for i in range(0, len(single) - 1, 2)]
-    order = torch.randperm(len(pairs), generator=dice).tolist()
-    return [entry for place in order for entry in pairs[place]] + single[len(single) // 2 * 2 :]
+    whole = {caption: len(held) // together * together for caption, held in by_caption.items()}
+    left = [entry for caption, held in by_caption.items() for entry in held[whole[caption] :]]
+    hands = [
+        held[i : i + together]
+        for caption, held in by_caption.items()
+        for i in range(0, whole[caption], together)
+    ]
+    hands += [left[i : i + together] for i in range(0, len(left) // together * together, together)]
+    order = torch.randperm(len(hands), generator=dice).tolist()
+    return [entry for place in order for entry in hands[place]] + left[len(left) // together * together :]
 
 
 def build_bank(

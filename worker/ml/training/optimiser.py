@@ -30,7 +30,7 @@ class NamedAdamW:
                 }
                 for group in groups
             ],
-            foreach=False,
+            fused=True,
         )
 
     def step(self, learning_rate_scale: float) -> None:

@@ -29,7 +29,7 @@ from worker.ml.sampling.latents import ConditioningCache, Picture, sample_latent
 CHUNK = 4
 SEED = 0
 """Of all prior images: were it the training's, no concept could use another's."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class PriorImages:
 def ensure_prior(
     model: DiffusionModel, prompts: Sequence[str], *, count: int, steps: int, cache_dir: Path, run: Run
 ) -> PriorImages:
-    """At least ``count`` prior images (rounded up to whole chunks), prompts in turn, made where they are
+    """At least ``count`` prior images (rounded up to whole chunks), one prompt a chunk, made where they are
     missing.
 
     Scheduler and guidance are the base model's defaults. Resumable: what is in the cache is not drawn again.
@@ -53,7 +53,7 @@ def ensure_prior(
     directory = cache_dir / prior_key(model, prompts, steps)
     directory.mkdir(parents=True, exist_ok=True)
     count = -(-count // CHUNK) * CHUNK
-    captions = tuple(prompts[index % len(prompts)] for index in range(count))
+    captions = tuple(prompts[index // CHUNK % len(prompts)] for index in range(count))
     found = {index: _read(directory / f"{index}.safetensors", model) for index in range(count)}
     chunks = [
         first
