@@ -59,7 +59,7 @@ def take(page: Page, file: Path) -> None:
 
 def album(browser: Browser, url: str, folder: Path) -> None:
     """All pictures of a studio."""
-    for shape, size in (("desktop", DESKTOP), ("phone", PHONE)):
+    for shape, size in (("", DESKTOP), ("-phone", PHONE)):
         for scheme in ("light", "dark"):
             context = browser.new_context(
                 base_url=url,
@@ -69,11 +69,11 @@ def album(browser: Browser, url: str, folder: Path) -> None:
             page = context.new_page()
             for name, address in places(page).items():
                 page.goto(address)
-                take(page, folder / f"{name}-{shape}-{scheme}.webp")
+                take(page, folder / f"{name}{shape}-{scheme}.webp")
                 if name == "gallery" and page.locator("a.shot").count():
                     page.locator("a.shot").nth(1).click()
                     page.locator("dialog[open] .lightbox-side").wait_for()
-                    take(page, folder / f"lightbox-{shape}-{scheme}.webp")
+                    take(page, folder / f"lightbox{shape}-{scheme}.webp")
             context.close()
 
 
