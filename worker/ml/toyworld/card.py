@@ -52,9 +52,9 @@ tokenizer, autoencoder, judges and denoiser for the budgets given to `python -m 
 run that is interrupted goes on where it stopped; a longer run only replaces the weights."""
 
 LIMITS = """\
-These weights are the first, made on two CPU cores shared with other work: the denoiser is far from converged. Places and
-plain colours are reliable, objects are recognisable more often than not, small detail is not there, two objects in one
-picture often become one. Pictures larger than 64 px repeat themselves."""
+These weights are the first, made on two CPU cores shared with other work: the denoiser is far from converged.
+Places and plain colours are reliable, objects are recognisable more often than not, small detail is not there,
+two objects in one picture often become one. Pictures larger than 64 px repeat themselves."""
 
 Measures = dict[str, Any]
 
@@ -129,8 +129,8 @@ def model_card(measures: Measures, sizes: dict[str, int]) -> str:
                 f"- {len(DRAWN_NOUNS)} objects: {', '.join(DRAWN_NOUNS)}.",
                 f"- {len(PLACES)} places: {', '.join(words[0] for words in PLACES.values())}; plain backgrounds.",
                 f"- {len(COLOURS)} colours: {', '.join(COLOURS)}. Styles: {', '.join(STYLES)}.",
-                '- One object or two side by side. The size words ("close up", "zoomed in", "very small", "a far away")',
-                f"  and the styles came late and rarely in training ({_percent(SECOND.sizes)} and"
+                '- One object or two side by side. The size words ("close up", "zoomed in", "very small",',
+                f'  "a far away") and the styles came late and rarely in training ({_percent(SECOND.sizes)} and'
                 f" {_percent(SECOND.styles)} of the scenes of its last part): expect little of them.",
                 "- Words beyond these are read as bytes and mean nothing to it.",
             ]
