@@ -38,11 +38,7 @@ def headline(job: Job, taught: Iterable[Concept] = ()) -> str:
     """What the job is about, in a few words."""
     if job.kind == "train":
         names = " and ".join(concept.name for concept in taught) or "a concept"
-        return (
-            f"{'Learning' if is_live(job) else 'Taught'} {names}"
-            if job.state != "failed"
-            else f"Learning {names}"
-        )
+        return f"{'Taught' if job.state == 'succeeded' else 'Learning'} {names}"
     if job.kind == "generate":
         return str(job.request.get("prompt", "Pictures"))
     return phrases.kind(job.kind)

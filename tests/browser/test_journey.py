@@ -144,6 +144,15 @@ def test_a_prompt_that_cannot_be_drawn_is_told_in_a_sentence(page: Page, complai
     page.get_by_role("button", name="Draw").click()
     expect(page.locator("[data-part=problem]")).to_be_visible()
     expect(page.get_by_role("textbox", name="Prompt")).to_have_value("a photo of @nobody")
+
+    # a problem that only the server finds stays until something is changed
+    page.get_by_role("textbox", name="Prompt").fill("a photo of a dog")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Negative prompt").fill("@nobody")
+    page.get_by_role("button", name="Draw").click()
+    expect(page.locator("[data-part=problem]")).to_have_text("Tokens belong into the prompt.")
+    expect(page.locator("[data-part=tokens]")).to_have_text(re.compile("tokens"))
+    expect(page.locator("[data-part=problem]")).to_be_visible()
     complaints.forgive("422")
 
 

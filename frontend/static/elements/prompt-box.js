@@ -6,7 +6,12 @@ class PromptBox extends HTMLElement {
     this.field = this.querySelector("textarea");
     this.options = this.querySelector("[role=listbox]");
     this.concepts = JSON.parse(this.dataset.concepts ?? "[]");
-    this.field.addEventListener("input", () => this.changed());
+    this.problem = this.querySelector("[data-part=problem]");
+    this.told = !this.problem.hidden; // what the server said stays until something is changed
+    this.field.addEventListener("input", () => {
+      this.told = false;
+      this.changed();
+    });
     this.field.addEventListener("keydown", (event) => this.pressed(event));
     this.field.addEventListener("blur", () => setTimeout(() => this.close(), 150));
     this.chips = [...this.form().querySelectorAll("button[data-token]")];
@@ -116,7 +121,6 @@ class PromptBox extends HTMLElement {
     const prompt = this.field.value.trim();
     const base = this.form().elements.base?.value;
     const counter = this.querySelector("[data-part=tokens]");
-    const problem = this.querySelector("[data-part=problem]");
     if (prompt === "") {
       counter.textContent = "";
       return;
@@ -129,12 +133,13 @@ class PromptBox extends HTMLElement {
     const told = await answer.json();
     if (this.field.value.trim() !== prompt) return; // an older answer
     if (answer.ok) counter.textContent = `${told.tokens} of ${told.limit} tokens`;
+    if (this.told) return;
     const sentences = answer.ok
       ? told.unknown.filter((token) => token !== this.typing()).map((token) => `Nothing has been taught under @${token} on this base model.`)
       : [told.errors?.[0]?.detail ?? told.detail];
     if (answer.ok && told.tokens > told.limit) sentences.push("The prompt is too long for the text encoder. Shorten it.");
-    problem.textContent = sentences.join(" ");
-    problem.hidden = sentences.length === 0;
+    this.problem.textContent = sentences.join(" ");
+    this.problem.hidden = sentences.length === 0;
     if (sentences.length > 0) this.field.setAttribute("aria-invalid", "true");
     else this.field.removeAttribute("aria-invalid");
   }
