@@ -16,7 +16,7 @@ class PromptBox extends HTMLElement {
     this.field.addEventListener("blur", () => setTimeout(() => this.close(), 150));
     this.chips = [...this.form().querySelectorAll("button[data-token]")];
     for (const chip of this.chips) chip.addEventListener("click", () => this.toggle(chip.dataset.token));
-    this.changed(false);
+    this.changed(document.activeElement === this.field); // somebody may have begun before the script came
   }
 
   form() {
