@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tests.acceptance.jobs import finished
+from tests.acceptance.jobs import base_available, finished
 from tests.acceptance.studios import (
     EMBEDDED_COMMANDS,
     ROOT,
@@ -52,6 +52,7 @@ def studio(
 @pytest.fixture(scope="module")
 def client(studio: RunningStudio) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=studio.api, timeout=90) as client:
+        base_available(client)
         yield client
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.acceptance.jobs import finished
+from tests.acceptance.jobs import base_available, finished
 from tests.acceptance.studios import EMBEDDED_COMMANDS, RunningStudio, embedded, started
 
 pytestmark = pytest.mark.photos
@@ -45,6 +45,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
 @pytest.fixture(scope="module")
 def client(studio: RunningStudio) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=studio.api, timeout=90) as client:
+        base_available(client)
         yield client
 
 
