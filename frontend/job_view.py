@@ -139,9 +139,11 @@ class History:
         return reached
 
     def steps(self) -> tuple[int, int] | None:
-        """Optimiser steps made and planned, as last told."""
-        trained = [event.data for event in self.of("progress") if event.data["phase"] == "training"]
-        return (trained[-1]["step"], trained[-1]["total"]) if trained else None
+        """Optimiser steps made and planned; what is saved in the end says how many were made."""
+        told = [event.data for event in self.of("progress")]
+        trained = [data for data in told if data["phase"] == "training"]
+        made = [data["step"] for data in told if data["phase"] in ("training", "saving")]
+        return (made[-1], trained[-1]["total"]) if trained else None
 
     def strip(self) -> list[Column]:
         """Previews by step; of a step drawn twice, after a resume, the later ones."""

@@ -44,4 +44,5 @@ def _view(worker: Worker) -> WorkerView:
     if worker.bases:
         said.append(f"has {', '.join(sorted(worker.bases))}")
     said.append(f"seen {phrases.ago(worker.seen_at)}")
-    return WorkerView(worker.device, ", ".join(said), memory, used / total if used and total else None)
+    device = "CPU" if worker.device == "cpu" else worker.device
+    return WorkerView(device, ", ".join(said), memory, used / total if used and total else None)
