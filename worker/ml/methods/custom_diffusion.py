@@ -257,6 +257,7 @@ def manifest(
     seed: int,
     steps: int,
 ) -> WeightsManifest:
+    """The header of weights that were learned this way, after ``steps`` steps."""
     description = model.description
     return WeightsManifest(
         method=CARD.name,

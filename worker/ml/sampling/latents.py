@@ -103,6 +103,7 @@ def sample_latents(
 
 
 def default_batch_size(model: DiffusionModel, picture: Picture) -> int:
+    """Pictures of a size that are denoised at once where the caller does not say: `CELLS_PER_BATCH`."""
     cells = (picture.width // model.cell) * (picture.height // model.cell)
     return max(1, CELLS_PER_BATCH.get(model.device.type, CELLS_PER_BATCH["cpu"]) // cells)
 

@@ -60,6 +60,7 @@ def _discs(
 
 
 def beach(side: int, rng: Rng) -> Array:
+    """Sky, sea and sand. [side, side, 3]."""
     y, x = _axes(side)
     sky = _fade(y * 2.2, _colour(rng, (0.45, 0.74, 0.95)), _colour(rng, (0.80, 0.92, 0.98)))
     sea = _fade((y - 0.35) * 4, _colour(rng, (0.10, 0.52, 0.76)), _colour(rng, (0.22, 0.70, 0.80)))
@@ -69,6 +70,7 @@ def beach(side: int, rng: Rng) -> Array:
 
 
 def snow(side: int, rng: Rng) -> Array:
+    """A white slope under a grey-blue sky, with flakes. [side, side, 3]."""
     y, x = _axes(side)
     picture = _fade(y * 2, _colour(rng, (0.62, 0.72, 0.84)), _colour(rng, (0.82, 0.88, 0.94)))
     ground = _fade(
@@ -79,6 +81,7 @@ def snow(side: int, rng: Rng) -> Array:
 
 
 def grass(side: int, rng: Rng) -> Array:
+    """A green hill with flowers under a blue sky. [side, side, 3]."""
     y, x = _axes(side)
     sky = _fade(y * 2, _colour(rng, (0.50, 0.78, 0.97)), _colour(rng, (0.85, 0.94, 0.99)))
     green = _fade((y - 0.5) * 2, _colour(rng, (0.46, 0.76, 0.30)), _colour(rng, (0.24, 0.56, 0.20)))
@@ -87,6 +90,7 @@ def grass(side: int, rng: Rng) -> Array:
 
 
 def desert(side: int, rng: Rng) -> Array:
+    """Two rows of dunes under a pale sky. [side, side, 3]."""
     y, x = _axes(side)
     sky = _fade(y * 2, _colour(rng, (0.98, 0.86, 0.62)), _colour(rng, (1.0, 0.94, 0.80)))
     far = _fade((y - 0.4) * 3, _colour(rng, (0.90, 0.62, 0.34)), _colour(rng, (0.84, 0.54, 0.28)))
@@ -96,6 +100,7 @@ def desert(side: int, rng: Rng) -> Array:
 
 
 def night(side: int, rng: Rng) -> Array:
+    """Stars, a moon, a dark ground. [side, side, 3]."""
     y, x = _axes(side)
     picture = _fade(y * 1.3, _colour(rng, (0.04, 0.05, 0.18), 0.03), _colour(rng, (0.14, 0.16, 0.38), 0.03))
     picture = _discs(
@@ -111,6 +116,7 @@ def night(side: int, rng: Rng) -> Array:
 
 
 def water(side: int, rng: Rng) -> Array:
+    """Blue depth with beams, bubbles and a sea floor. [side, side, 3]."""
     y, x = _axes(side)
     picture = _fade(y, _colour(rng, (0.25, 0.72, 0.84)), _colour(rng, (0.03, 0.25, 0.50)))
     beam = np.sin((x + 0.35 * y) * rng.uniform(9, 14) + rng.uniform(0, 6.28)) > 0.72
@@ -124,6 +130,7 @@ def water(side: int, rng: Rng) -> Array:
 
 
 def forest(side: int, rng: Rng) -> Array:
+    """Trunks and crowns above a mossy ground. [side, side, 3]."""
     y, x = _axes(side)
     picture = _fade(y * 1.5, _colour(rng, (0.20, 0.42, 0.24)), _colour(rng, (0.10, 0.28, 0.15)))
     for cx, width, shade in zip(
@@ -136,6 +143,7 @@ def forest(side: int, rng: Rng) -> Array:
 
 
 def city(side: int, rng: Rng) -> Array:
+    """Grey houses with lit windows on a street. [side, side, 3]."""
     y, x = _axes(side)
     picture = _fade(y * 1.6, _colour(rng, (0.66, 0.76, 0.86)), _colour(rng, (0.88, 0.90, 0.92)))
     left = 0.0
@@ -153,6 +161,7 @@ def city(side: int, rng: Rng) -> Array:
 
 
 def room(side: int, rng: Rng) -> Array:
+    """A wall with a window above wooden planks. [side, side, 3]."""
     y, x = _axes(side)
     walls = [(0.93, 0.88, 0.78), (0.80, 0.88, 0.86), (0.92, 0.82, 0.80), (0.84, 0.84, 0.92)]
     wall = np.broadcast_to(_colour(rng, walls[int(rng.integers(4))]), (side, side, 3)).astype(np.float32)
@@ -169,6 +178,7 @@ def room(side: int, rng: Rng) -> Array:
 
 
 def sunset(side: int, rng: Rng) -> Array:
+    """A low sun in a red sky over dark land. [side, side, 3]."""
     y, x = _axes(side)
     upper = _fade(y * 2.2, _colour(rng, (0.42, 0.24, 0.52)), _colour(rng, (0.95, 0.42, 0.34)))
     lower = _fade((y - 0.4) * 3.5, _colour(rng, (0.95, 0.42, 0.34)), _colour(rng, (1.0, 0.76, 0.36)))

@@ -157,19 +157,23 @@ def polish_decoder(plan: Plan) -> None:
 
 
 def make_photos(plan: Plan) -> None:
+    """Stage: sample photos of the held-out subjects."""
     write_photos(plan.bank, plan.photos)
 
 
 def make_export(plan: Plan) -> None:
+    """Stage: the diffusers folder in half precision, with the judges."""
     export_base(plan.work, plan.out)
 
 
 def make_measures(plan: Plan) -> None:
+    """Stage: measures.json, by the judges that were exported."""
     measures = measure(plan.bench, plan.work)
     (plan.out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
 
 
 def make_card(plan: Plan) -> None:
+    """Stage: model card and picture sheet."""
     write_sheet(plan.bench, plan.out / "sheet.webp")
     write_card(json.loads((plan.out / "measures.json").read_text()), plan.out)
 
