@@ -27,8 +27,8 @@ test: $(VENV)/.dev ## all tests, with their own PostgreSQL, Redis-compatible ser
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev ## format, lint, strict types, import contracts, file ceiling
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --no-cache .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_architecture.py tests/test_docs.py

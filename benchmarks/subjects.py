@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from worker.ml.evaluation.judges import Judges, load_judges
 
 from backend.schemas.methods.custom_diffusion import PRESETS, CustomDiffusionParams
 from benchmarks.environment import environment
 from benchmarks.fine_tune_all import concept_of, fine_tuned
 from worker.ml.conditioning import Prompt, TextEdit
 from worker.ml.evaluation import protocol
+from worker.ml.evaluation.judges import Judges, load_judges
 from worker.ml.families import load_base
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import METHODS
