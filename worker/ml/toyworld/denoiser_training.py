@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -26,14 +25,15 @@ from worker.ml.toyworld.denoiser import (
     new_scheduler,
     new_text_encoder,
 )
-from worker.ml.toyworld.scenes import FIRST, SECOND, Curriculum
+from worker.ml.toyworld.gradient_exchange import GradientExchange
+from worker.ml.toyworld.scenes import FIRST, SECOND, THIRD, Curriculum
 
 BATCH = 8
 FRESH = 3
 LEARNING_RATE = 1e-3
 AVERAGE_HALF_LIFE = 200
 SAVE_EVERY = 250
-STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.78, SECOND))
+STAGES: tuple[tuple[float, Curriculum], ...] = ((0.0, FIRST), (0.35, SECOND), (0.45, THIRD))
 
 
 def stage_at(share: float) -> Curriculum:
@@ -51,11 +51,17 @@ class Learner(torch.nn.Module):
 
 
 def train_denoiser(
-    ring: SceneRing, folder: Path, budget: Budget, *, rank: int = 0, processes: int = 1
+    ring: SceneRing,
+    folder: Path,
+    budget: Budget,
+    *,
+    rank: int = 0,
+    exchange: GradientExchange | None = None,
 ) -> Learner:
     """Train; ``folder/state.safetensors`` is written by rank 0. Returns the learner with the averaged
-    weights.
+    weights. ``exchange`` connects the processes that train together.
     """
+    processes = 1 if exchange is None else exchange.slots.shape[1]
     torch.manual_seed(0)
     learner = Learner(ring.tokenizer).to(ring.device)
     parameters = list(learner.parameters())
@@ -75,7 +81,9 @@ def train_denoiser(
         loss = denoising_loss(learner.denoiser, learner.text_encoder, noise, latents, ids, rng=rng)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        over = _averaged_gradients(parameters, budget.share >= 1.0, processes)
+        over = budget.share >= 1.0
+        if exchange is not None:
+            over = exchange.average(parameters, over)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate(LEARNING_RATE)
@@ -94,20 +102,6 @@ def train_denoiser(
     for parameter, mean in zip(parameters, average, strict=True):
         parameter.data.copy_(mean)
     return learner
-
-
-def _averaged_gradients(parameters: list[torch.nn.Parameter], over: bool, processes: int) -> bool:
-    """Average gradients over the processes; returns whether any of them is out of time."""
-    if processes == 1:
-        return over
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients] + [torch.tensor([float(over)])])
-    dist.all_reduce(flat)
-    offset = 0
-    for gradient in gradients:
-        gradient.copy_((flat[offset : offset + gradient.numel()] / processes).view_as(gradient))
-        offset += gradient.numel()
-    return bool(flat[-1] > 0)
 
 
 def _save(learner: Learner, optimiser: torch.optim.Optimizer, average: list[Tensor], folder: Path) -> None:

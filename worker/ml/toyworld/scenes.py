@@ -76,7 +76,7 @@ class Curriculum:
 
 
 FIRST = Curriculum(
-    nouns=len(DRAWN_NOUNS),
+    nouns=16,
     designers=4,
     jitter=0.25,
     mirror=0.0,
@@ -87,7 +87,7 @@ FIRST = Curriculum(
     styles=0.0,
 )
 SECOND = Curriculum(
-    nouns=len(DRAWN_NOUNS),
+    nouns=16,
     designers=5,
     jitter=0.45,
     mirror=0.0,
@@ -95,6 +95,16 @@ SECOND = Curriculum(
     tints=0.18,
     sizes=0.12,
     styles=0.04,
+)
+THIRD = Curriculum(
+    nouns=len(DRAWN_NOUNS),
+    designers=5,
+    jitter=0.45,
+    mirror=0.0,
+    pairs=0.34,
+    tints=0.38,
+    sizes=0.14,
+    styles=0.06,
 )
 WHOLE = Curriculum()
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTokenizer
 
@@ -31,9 +32,10 @@ from worker.ml.toyworld.budget import Budget
 from worker.ml.toyworld.captions import caption
 from worker.ml.toyworld.card import write_card, write_sheet
 from worker.ml.toyworld.denoiser import SceneRing
-from worker.ml.toyworld.denoiser_training import train_denoiser
+from worker.ml.toyworld.denoiser_training import Learner, train_denoiser
 from worker.ml.toyworld.export import export_base
 from worker.ml.toyworld.further_icons import FURTHER_NOUNS, further_sprites
+from worker.ml.toyworld.gradient_exchange import GradientExchange, shared_slots
 from worker.ml.toyworld.judge_training import RoundTrips, train_image_text, train_subject
 from worker.ml.toyworld.measure import Bench, measure
 from worker.ml.toyworld.photos import write_photos
@@ -120,16 +122,18 @@ def make_judges(plan: Plan) -> None:
         train_image_text(plan.bank, plan.tokenizer, trips, folder, budget)
 
 
-def _denoise(rank: int, plan: Plan, port: int) -> None:
+def _denoise(rank: int, plan: Plan, port: int, slots: Tensor | None) -> None:
     torch.set_num_threads(1)
-    if plan.processes > 1:
+    exchange = None
+    if slots is not None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         dist.init_process_group("gloo", rank=rank, world_size=plan.processes)
+        exchange = GradientExchange(slots, rank)
     scale = float((plan.work / "scale.txt").read_text())
     ring = SceneRing(plan.autoencoder, plan.bank, plan.tokenizer, scale, device=plan.device)
     budget = Budget.resumed(plan.minutes_denoiser * 60, plan.work / "denoiser.jsonl")
-    train_denoiser(ring, plan.work / "denoiser", budget, rank=rank, processes=plan.processes)
-    if plan.processes > 1:
+    train_denoiser(ring, plan.work / "denoiser", budget, rank=rank, exchange=exchange)
+    if exchange is not None:
         dist.destroy_process_group()
 
 
@@ -137,13 +141,15 @@ def make_denoiser(plan: Plan) -> None:
     """Denoiser and text encoder in ``processes`` processes, which average their gradients."""
     if Budget.resumed(plan.minutes_denoiser * 60, plan.work / "denoiser.jsonl").share >= 1:
         return
+    if plan.processes == 1:
+        _denoise(0, plan, 0, None)
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    if plan.processes == 1:
-        _denoise(0, plan, port)
-    else:
-        spawn(_denoise, (plan, port), nprocs=plan.processes)  # type: ignore[no-untyped-call]
+    count = sum(p.numel() for p in Learner(plan.tokenizer).parameters())
+    slots = shared_slots(count, plan.processes)
+    spawn(_denoise, (plan, port, slots), nprocs=plan.processes)  # type: ignore[no-untyped-call]
 
 
 def polish_decoder(plan: Plan) -> None:

@@ -33,7 +33,7 @@ NOUNS: tuple[str, ...] = (
     "teddy bear",
 )
 
-DRAWN_NOUNS: tuple[str, ...] = NOUNS[:16]
+DRAWN_NOUNS: tuple[str, ...] = NOUNS[:20]
 """What the denoiser of this release was taught. The judges know every noun; the others wait for a longer training."""
 
 PLACES: dict[str, tuple[str, ...]] = {
