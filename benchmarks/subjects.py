@@ -56,6 +56,15 @@ class Experiment:
         index = json.loads(Path(self.spec["subjects"]).read_text())["subjects"]
         return [one for one in index if one["class_noun"] in self.model.description.class_nouns]
 
+    @property
+    def instruments(self) -> dict[str, str]:
+        """Hashes of what a result depends on besides its parameters."""
+        return {"base_hash": self.model.description.hash, "judges_hash": self.judges.hash}
+
+    def is_current(self, result: dict[str, Any]) -> bool:
+        """Whether ``result`` was measured on this base by these judges; another is made again."""
+        return all(result.get(name) == value for name, value in self.instruments.items())
+
     def photos(self, subject: dict[str, Any], role: str) -> list[Path]:
         folder = Path(self.spec["subjects"]).parent / subject["slug"]
         return [folder / name for name in subject[role]]
@@ -156,7 +165,7 @@ def measured(
         "method": method,
         "subject": subject["slug"],
         "class_noun": noun,
-        "base_hash": experiment.model.description.hash,
+        **experiment.instruments,
         "subject_similarity": scale.of(protocol.mean_pairwise_cosine(rows(mine), rows(photos))),
         "subject_similarity_per_seed": [scale.of(value) for value in per_seed],
         "subject_anchors": asdict(scale),
@@ -175,11 +184,10 @@ def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None
     """Run what is missing of the experiment, then write summary and sheet. ``only``: slugs; all when empty."""
     experiment = Experiment.load(path, results, work)
     experiment.folder.mkdir(parents=True, exist_ok=True)
-    current = experiment.model.description.hash
     for subject in experiment.subjects:
         for method in experiment.spec["methods"]:
             file = experiment.folder / f"{method}--{subject['slug']}.json"
-            done = file.exists() and json.loads(file.read_text())["base_hash"] == current
+            done = file.exists() and experiment.is_current(json.loads(file.read_text()))
             if done or (only and subject["slug"] not in only):
                 continue
             result, base, mine = measured(experiment, method, subject)
@@ -207,11 +215,10 @@ def keep_pictures(
 
 def summarise(experiment: Experiment) -> None:
     """``<experiment>.json`` beside the folder, and ``<experiment>-<method>.webp`` where all strips are at hand."""
-    current = experiment.model.description.hash
     files = [json.loads(path.read_text()) for path in sorted(experiment.folder.glob("*.json"))]
     table: dict[str, Any] = {}
     for method in experiment.spec["methods"]:
-        rows = [one for one in files if one["method"] == method and one["base_hash"] == current]
+        rows = [one for one in files if one["method"] == method and experiment.is_current(one)]
         if rows:
             table[method] = {"n": len(rows)} | {
                 measure: asdict(protocol.spread([row[measure] for row in rows]))
@@ -225,5 +232,5 @@ def summarise(experiment: Experiment) -> None:
             sheet = Image.fromarray(pixels)
             sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.BICUBIC)
             sheet.save(experiment.folder.parent / f"{experiment.folder.name}-{method}.webp", quality=85)
-    summary = {"base_hash": current, "question": experiment.spec["question"], "methods": table}
+    summary = {**experiment.instruments, "question": experiment.spec["question"], "methods": table}
     experiment.folder.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")

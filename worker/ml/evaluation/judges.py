@@ -14,6 +14,7 @@ computed in evaluation mode without gradients.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,14 @@ class SubjectJudge(nn.Module):
 
 @dataclass
 class Judges:
-    """Both judges, in evaluation mode. ``tokenizer`` is the base model's."""
+    """Both judges, in evaluation mode. ``tokenizer`` is the base model's. ``hash``: sha256 of both weight
+    files, named by every result, because a number means nothing without its judge.
+    """
 
     image_text: ImageTextJudge
     subject: SubjectJudge
     tokenizer: Any
+    hash: str
 
     @torch.no_grad()
     def image_text_features(self, pixels: Tensor) -> Tensor:
@@ -182,10 +186,12 @@ def load_judges(folder: Path) -> Judges:
     tokenizer = CLIPTokenizer.from_pretrained(folder.parent / "tokenizer", local_files_only=True)
     image_text = ImageTextJudge(len(tokenizer), int(tokenizer.eos_token_id))
     subject = SubjectJudge()
+    digest = hashlib.sha256()
     for judge, name in ((image_text, IMAGE_TEXT_FILE), (subject, SUBJECT_FILE)):
+        digest.update((folder / name).read_bytes())
         stored = load_file(folder / name)
         judge.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
         )
         judge.requires_grad_(False).eval()
-    return Judges(image_text, subject, tokenizer)
+    return Judges(image_text, subject, tokenizer, digest.hexdigest())

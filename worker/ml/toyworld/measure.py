@@ -284,7 +284,11 @@ def measure(bench: Bench, work: Path) -> dict[str, object]:
             "subject_ranking": subject_ranking(bench, rng),
         },
     }
-    measured: dict[str, object] = {"base_hash": bench.model.description.hash, "prompts": bench.prompts}
+    measured: dict[str, object] = {
+        "base_hash": bench.model.description.hash,
+        "judges_hash": bench.judges.hash,
+        "prompts": bench.prompts,
+    }
     for number, (name, part) in enumerate(parts.items()):
         measured[name] = part(np.random.default_rng([11, number]))
     logs = {"autoencoder": "autoencoder.jsonl", "denoiser": "denoiser.jsonl", "decoder polish": "polish.jsonl",
