@@ -24,7 +24,7 @@ from backend.schemas.jobs import TERMINAL, JobError, JobMetrics, JobProgress
 from backend.schemas.jobs import Job as JobSchema
 from backend.schemas.strict import Strict
 from backend.schemas.version import VERSION
-from backend.services import job_events
+from backend.services import inputs, job_events
 from backend.services.job_events import Event, events_after
 
 __all__ = [
@@ -85,10 +85,12 @@ def enqueue(
 
 
 def retry(session: Session, owner_id: str, job_id: str, max_queued_jobs: int = 200) -> Job:
-    """A new job with the same spec, linked by ``retry_of``. Conflict unless the old one failed or was cancelled."""
+    """A new job with the same spec, linked by ``retry_of``. Conflict unless the old one failed or was cancelled, and
+    when something it was pinned to is gone."""
     old = get(session, owner_id, job_id)
     if old.state not in ("failed", "cancelled"):
         raise Conflict("Only a job that failed or was cancelled can be tried again.", code="not-retryable")
+    inputs.require(session, old)
     copied = ("owner_id", "kind", "queue", "priority", "request", "spec", "spec_version", "spec_hash", "base",
               "base_hash", "uniq_key")  # fmt: skip
     return _accept(
