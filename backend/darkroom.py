@@ -20,6 +20,8 @@ from typing import Any
 
 from PIL import Image, ImageCms, ImageFilter, ImageOps, ImageStat
 
+from backend.framing import cut_edges
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 IDLE_S = 60.0
 CPU_S = 10
@@ -31,6 +33,13 @@ BLURRED_BELOW = 20.0
 hundreds; a sharp subject before a smooth background has one sharp tile, and that is enough."""
 DARK_BELOW = 35.0
 SMALL_BELOW_PX = 384
+
+TURNS = {
+    90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_90,
+}
+"""Clockwise degrees; Pillow counts the other way."""
 
 _SRGB = ImageCms.createProfile("sRGB")
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif")
@@ -44,10 +53,20 @@ class Refused(Exception):
         self.code, self.detail = code, detail
 
 
-def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pixels: int) -> dict[str, Any]:
+def develop(
+    *,
+    source: str,
+    picture: str,
+    thumbnail: str,
+    min_side_px: int,
+    max_pixels: int,
+    rotate: int = 0,
+    crop: tuple[float, float, float, float] | None = None,
+) -> dict[str, Any]:
     """Read ``source``, write an upright sRGB JPEG and a WebP thumbnail without any metadata.
 
-    Raises Refused. Returns width, height, fingerprint (64-bit difference hash, hexadecimal) and warnings.
+    ``rotate`` is 0, 90, 180 or 270 degrees clockwise from upright; ``crop`` is x, y, width and height in shares of the
+    turned picture. Raises Refused. Returns width, height, fingerprint (64-bit difference hash, hexadecimal), warnings.
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -62,13 +81,15 @@ def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pix
         try:
             opened.load()
             upright = ImageOps.exif_transpose(opened)
-            rgb = to_srgb(upright)
+            rgb = _cropped(_turned(to_srgb(upright), rotate), crop)
         except MemoryError:
             raise _too_large(max_pixels) from None
         except Exception:
             raise Refused(
                 "unreadable-image", "This picture is damaged. Export it again as JPEG, PNG or WebP."
             ) from None
+    if crop is not None:
+        _check_shape(rgb.size, min_side_px)
     clean = Image.new("RGB", rgb.size)
     clean.paste(rgb)
     clean.save(picture, "JPEG", quality=95, subsampling=0, optimize=False)
@@ -80,8 +101,21 @@ def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pix
         "width": clean.width,
         "height": clean.height,
         "fingerprint": fingerprint(grey),
-        "warnings": findings(grey, min(clean.size)),
+        "warnings": findings(grey, min(clean.size)) + framing(small),
     }
+
+
+def _turned(picture: Image.Image, degrees: int) -> Image.Image:
+    return picture.transpose(TURNS[degrees]) if degrees else picture
+
+
+def _cropped(picture: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    if box is None:
+        return picture
+    x, y, width, height = box
+    left, top = round(x * picture.width), round(y * picture.height)
+    right, bottom = round((x + width) * picture.width), round((y + height) * picture.height)
+    return picture.crop((left, top, min(right, picture.width), min(bottom, picture.height)))
 
 
 def _check_header(opened: Image.Image, min_side_px: int, max_pixels: int) -> None:
@@ -89,12 +123,17 @@ def _check_header(opened: Image.Image, min_side_px: int, max_pixels: int) -> Non
     width, height = opened.size
     if width * height > max_pixels:
         raise _too_large(max_pixels)
+    _check_shape(opened.size, min_side_px)
+    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:  # phones hide depth maps behind MPO
+        raise Refused("multi-frame", "This is an animation. Save one frame of it as a picture.")
+
+
+def _check_shape(size: tuple[int, int], min_side_px: int) -> None:
+    width, height = size
     if min(width, height) < min_side_px:
         raise Refused("image-too-small", f"The shorter side must have at least {min_side_px} pixels.")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise Refused("bad-aspect", "This picture is too long and narrow. Cut it closer to a square.")
-    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:  # phones hide depth maps behind MPO
-        raise Refused("multi-frame", "This is an animation. Save one frame of it as a picture.")
 
 
 def _too_large(max_pixels: int) -> Refused:
@@ -156,6 +195,12 @@ def findings(grey: Image.Image, shorter_px: int) -> list[str]:
     if ImageStat.Stat(grey).mean[0] < DARK_BELOW:
         found.append("Very dark: a brighter photo teaches more.")
     return found
+
+
+def framing(small: Image.Image) -> list[str]:
+    """A sentence where the subject seems to leave the picture."""
+    edges = cut_edges(small)
+    return [f"Cut off at the {' and the '.join(edges)}: show the whole of it if you can."] if edges else []
 
 
 def _tiles(picture: Image.Image) -> list[Image.Image]:

@@ -95,6 +95,24 @@ class Darkroom:
             raise
         return prepared
 
+    def edit(
+        self,
+        picture: Path,
+        name: str,
+        *,
+        rotate: int = 0,
+        crop: tuple[float, float, float, float] | None = None,
+    ) -> PreparedPhoto:
+        """A stored picture turned (clockwise degrees), then cropped (x, y, width, height as shares of the turned one).
+
+        ``picture`` is left as it is. Raises an AppError at ``/crop`` when what is left cannot be a photo.
+        """
+        self._shelf.require_space()
+        result = self._develop(name, picture, rotate=rotate, crop=crop)
+        if isinstance(result, PreparedPhoto):
+            return result
+        raise _refusal([(result["code"], FieldError(pointer="/crop", detail=result["detail"]))])
+
     def close(self) -> None:
         """End the child."""
         with self._lock:
@@ -111,19 +129,24 @@ class Darkroom:
                 "code": "file-too-large",
                 "detail": f"A photo may have at most {limit} MB. Scale it down.",
             }
-        source, picture, thumbnail = (self._shelf.stage() for _ in range(3))
+        source = self._shelf.stage()
         try:
             with source.open("xb") as copy:
                 shutil.copyfileobj(file, copy)
-            answer = self._ask(
-                source=str(source),
-                picture=str(picture),
-                thumbnail=str(thumbnail),
-                min_side_px=self._settings.min_photo_side_px,
-                max_pixels=self._settings.max_photo_pixels,
-            )
+            return self._develop(name, source)
         finally:
             source.unlink(missing_ok=True)
+
+    def _develop(self, name: str, source: Path, **edits: Any) -> PreparedPhoto | dict[str, str]:
+        picture, thumbnail = self._shelf.stage(), self._shelf.stage()
+        answer = self._ask(
+            source=str(source),
+            picture=str(picture),
+            thumbnail=str(thumbnail),
+            min_side_px=self._settings.min_photo_side_px,
+            max_pixels=self._settings.max_photo_pixels,
+            **edits,
+        )
         if "done" not in answer:
             picture.unlink(missing_ok=True)
             thumbnail.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from backend.schemas.strict import Id, Strict
 
@@ -13,6 +13,7 @@ Kind = Literal["subject", "style"]
 Token = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 """A placeholder token without its ``@``: lower case, starts with a letter."""
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
+_ROUNDING = 1e-6
 ClassNoun = Annotated[str, StringConstraints(strip_whitespace=True, max_length=60)]
 
 
@@ -42,8 +43,35 @@ class Photo(Strict):
     url: str
     thumbnail_url: str
     warnings: list[str] = Field(
-        default_factory=list, description="sentences: blurred, duplicate of another, small"
+        default_factory=list,
+        description="sentences: small, blurred, very dark, cut off, duplicate of another",
     )
+
+
+class CropBox(Strict):
+    """A part of a picture, in shares of its width and height; ``x`` and ``y`` are its upper left corner."""
+
+    x: Annotated[float, Field(ge=0, lt=1)]
+    y: Annotated[float, Field(ge=0, lt=1)]
+    width: Annotated[float, Field(gt=0, le=1)]
+    height: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _inside(self) -> CropBox:
+        if self.x + self.width > 1 + _ROUNDING or self.y + self.height > 1 + _ROUNDING:
+            raise ValueError("the box reaches beyond the picture")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return min(self.width, self.height) > 1 - _ROUNDING
+
+
+class PhotoPatch(Strict):
+    """``PATCH /concepts/{id}/photos/{photo_id}``: turned first, then cropped."""
+
+    rotate: Literal[0, 90, 180, 270] = Field(default=0, description="degrees clockwise")
+    crop: CropBox | None = Field(default=None, description="what is kept of the turned picture")
 
 
 class PhotoList(Strict):
