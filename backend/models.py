@@ -244,6 +244,7 @@ class Job(Base):
     alone: Mapped[bool] = mapped_column(default=False)  # run without batch neighbours after a shared death
     cancel_requested_at: Mapped[datetime | None]
     finish_requested_at: Mapped[datetime | None]
+    timed_out_at: Mapped[datetime | None]  # the running attempt is past its deadline and is being stopped
     lock_key: Mapped[str | None]
     uniq_key: Mapped[str | None]
     phase: Mapped[str] = mapped_column(default="")

@@ -34,6 +34,8 @@ __all__ = [
 
 PRIORITIES = {"generate": 10}
 """Somebody waits in front of a generation, so it runs before trainings that have not begun."""
+QUEUED_AT_MOST = timedelta(days=7)
+"""A job that nobody began for so long has expired; every return to the queue begins the time anew."""
 FIRST_RING_S = 5.0
 """A hint still unanswered after this long is sent again by the outbox pump."""
 _CHECKPOINTED = frozenset({"train"})
@@ -107,6 +109,7 @@ def _accept(session: Session, job: Job, max_queued_jobs: int) -> Job:
             extra={"limit": max_queued_jobs},
         )
     job.state, job.phase, job.app_version, job.not_before = "queued", "waiting", VERSION, now()
+    job.expires_at = now() + QUEUED_AT_MOST
     try:
         with session.begin_nested():
             session.add(job)
@@ -152,6 +155,8 @@ def transition(
     values: dict[str, Any] = {"state": to, "last_event": Job.last_event + len(written)} | columns
     if to != "running":
         values["worker_id"] = None
+    if to == "queued":
+        values["expires_at"] = now() + QUEUED_AT_MOST
     if ends:
         values |= {"finished_at": now(), "eta_s": None}
     row = session.execute(
