@@ -1,7 +1,11 @@
 // <photo-drop [upload="address"]>: drop, paste or pick photos; thumbnails at once; one file a request, three at a time.
-// Inside a form without `upload` the photos wait until the form has made the concept.
+// Inside a form without `upload` the photos wait until the form has made the concept; what was turned or cropped
+// meanwhile is told to the studio after the upload.
+
+import { WHOLE, askForCrop, isWhole, shown, stagePx, turned } from "./photo-edit.js";
 
 const AT_ONCE = 3;
+const QUARTER = 90;
 
 class PhotoDrop extends HTMLElement {
   connectedCallback() {
@@ -23,6 +27,15 @@ class PhotoDrop extends HTMLElement {
     });
     this.paste = (event) => this.take(event.clipboardData?.files ?? []);
     document.addEventListener("paste", this.paste);
+    this.dialog = this.querySelector("dialog");
+    for (const button of this.dialog.querySelectorAll("[data-close]")) {
+      button.addEventListener("click", () => this.dialog.close(button.dataset.close));
+    }
+    this.dialog.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !event.target.matches("input")) return;
+      event.preventDefault(); // of the form around it, which is not meant
+      this.dialog.close("crop");
+    });
     this.form = this.upload ? null : this.closest("form");
     this.form?.addEventListener("submit", (event) => this.submit(event));
   }
@@ -47,10 +60,53 @@ class PhotoDrop extends HTMLElement {
     const picture = element.querySelector("img");
     picture.src = URL.createObjectURL(file);
     picture.alt = file.name;
-    const card = { file, element, progress: element.querySelector("progress"), said: element.querySelector("[data-said]") };
+    const card = { file, element, picture, rotate: 0, crop: WHOLE, progress: element.querySelector("progress"), said: element.querySelector("[data-said]") };
     picture.addEventListener("error", () => this.say(card, "This picture cannot be shown here; it may still be accepted.", "warning"));
     element.querySelector(".remove").addEventListener("click", () => this.remove(card));
+    element.querySelector(".turn").addEventListener("click", () => this.turn(card));
+    element.querySelector(".crop").addEventListener("click", () => this.crop(card));
     return card;
+  }
+
+  async turn(card) {
+    if (card.id) return this.edit(card, { rotate: QUARTER });
+    card.rotate = (card.rotate + QUARTER) % 360;
+    card.crop = turned(card.crop);
+    return this.show(card);
+  }
+
+  async crop(card) {
+    const source = card.id ? card.url : await shown(card.file, card.rotate, WHOLE, stagePx).catch(() => null);
+    if (!source) return undefined;
+    const box = await askForCrop(this.dialog, source, card.crop);
+    if (!box) return undefined;
+    if (card.id) return this.edit(card, { crop: box });
+    card.crop = box;
+    return this.show(card);
+  }
+
+  /** The thumbnail as the photo will be. A format that the browser cannot draw keeps its place and is edited later. */
+  async show(card) {
+    const source = await shown(card.file, card.rotate, card.crop).catch(() => null);
+    if (source) card.picture.src = source;
+  }
+
+  /** Has the studio turn or crop a photo that it has already. */
+  async edit(card, wanted) {
+    const answer = await fetch(`${this.upload}/${card.id}`, {
+      method: "PATCH",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(wanted),
+    });
+    const told = await answer.json();
+    if (answer.ok) this.stored(card, told);
+    else this.say(card, told.errors?.[0]?.detail ?? told.detail, "wrong");
+  }
+
+  stored(card, photo) {
+    Object.assign(card, { id: photo.id, url: photo.url, rotate: 0, crop: WHOLE });
+    card.picture.src = photo.thumbnail_url;
+    this.say(card, photo.warnings.join(" "), "warning");
   }
 
   say(card, sentence, kind) {
@@ -79,10 +135,10 @@ class PhotoDrop extends HTMLElement {
     card.request = request;
     card.progress.hidden = false;
     request.upload.addEventListener("progress", ({ loaded, total }) => (card.progress.value = loaded / total));
-    request.addEventListener("loadend", () => {
-      this.running -= 1;
+    request.addEventListener("loadend", async () => {
       card.progress.hidden = true;
-      this.received(card, request);
+      await this.received(card, request);
+      this.running -= 1;
       this.pump();
     });
     request.open("POST", this.upload);
@@ -90,11 +146,12 @@ class PhotoDrop extends HTMLElement {
     request.send(body);
   }
 
-  received(card, request) {
+  async received(card, request) {
     const answer = request.response;
     if (request.status === 201) {
-      card.id = answer.items[0].id;
-      this.say(card, answer.items[0].warnings.join(" "), "warning");
+      const { rotate, crop } = card;
+      this.stored(card, answer.items[0]);
+      if (rotate || !isWhole(crop)) await this.edit(card, { rotate, crop: isWhole(crop) ? null : crop });
       return;
     }
     card.failed = true;
