@@ -41,6 +41,7 @@ class PipeRun:
         self._job = job
         self._reporter = reporter
         self._checkpoints = Path(job.checkpoints)
+        self.gradient_accumulation = 1
 
     @property
     def checkpoint_s(self) -> float:
@@ -50,6 +51,7 @@ class PipeRun:
         phase = PHASES.get(unit, "training")
         if "loss" in metrics:
             self._reporter.loss(done, metrics["loss"])
+            self.gradient_accumulation = int(metrics.get("gradient_accumulation", 1))
         if unit != "preview":
             self._reporter.progress(phase, done, total)
         if (asked := self._reporter.asked) is not None:
@@ -168,6 +170,8 @@ class Workshop:
         file = reporter.staging / "weights.safetensors"
         weights.save(file)
         report = {"analysis": analysis.model_dump(mode="json"), "steps": weights.manifest.steps}
+        if run.gradient_accumulation > 1:
+            report["gradient_accumulation"] = run.gradient_accumulation
         return Succeeded(
             **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
         )

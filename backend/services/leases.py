@@ -270,8 +270,8 @@ def time_out(session: Session, unit: Unit) -> bool:
 def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: int) -> str | None:
     """T6 and T11 when the process that held the job died: resume, unless it dies again and again.
 
-    Deaths are counted since the last checkpoint that verified; a cancel request and the deadline win. Returns the new state, or
-    None when the job is no longer this attempt's.
+    Deaths are counted since the last checkpoint that verified; a cancel request and the deadline win. Returns the
+    new state, or None when the job is no longer this attempt's.
     """
     held = _held(session, unit)
     if held is None:
