@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import select
 import sys
 import warnings
@@ -20,12 +19,12 @@ from typing import Any
 
 from PIL import Image, ImageCms, ImageFilter, ImageOps, ImageStat
 
+from backend.confined import allow_cpu, confine
 from backend.framing import cut_edges
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 IDLE_S = 60.0
 CPU_S = 10
-MEMORY_BYTES = 2_000_000_000
 THUMBNAIL_PX = 512
 MAX_ASPECT = 6.0
 BLURRED_BELOW = 20.0
@@ -209,27 +208,14 @@ def _tiles(picture: Image.Image) -> list[Image.Image]:
     return [picture.crop((left, top, left + width, top + height)) for left, top in corners]
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256_000_000, 256_000_000))
-
-
-def _allow_cpu() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + CPU_S + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-
-
 def main() -> None:
     """Answer requests until stdin closes or nothing comes for a minute."""
-    _limit()
+    confine()
     while select.select([sys.stdin.buffer], [], [], IDLE_S)[0]:
         line = sys.stdin.buffer.readline()
         if not line:
             return
-        _allow_cpu()
+        allow_cpu(CPU_S)
         try:
             answer: dict[str, Any] = {"done": develop(**json.loads(line))}
         except Refused as refused:

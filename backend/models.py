@@ -156,7 +156,7 @@ class ConceptWeights(Base):
     __tablename__ = "concept_weights"
     id: Mapped[str] = _id()
     owner_id: Mapped[str] = _owner()
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)  # None: imported
     method: Mapped[str]
     side: Mapped[str]
     base: Mapped[str]

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     )
 
     max_upload_bytes: int = Field(default=25_000_000, gt=0, description="of one photo")
+    max_weights_bytes: int = Field(default=200_000_000, gt=0, description="of one imported weights file")
     max_photo_pixels: int = Field(default=64_000_000, gt=0)
     min_photo_side_px: int = Field(default=256, gt=0)
     max_queued_jobs: int = Field(default=200, gt=0, description="of one owner")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from backend.confined import environment
 from backend.errors import AppError, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from backend.schemas.problems import FieldError
 from backend.settings import Settings
@@ -209,7 +210,7 @@ class Darkroom:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=Path(__file__).resolve().parent.parent,
-                env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+                env=environment(),
             )
         return self._child
 

@@ -1,7 +1,8 @@
 """Base model folders: which there are, and what is known of each without reading its weights again.
 
-A description is kept under the folder's listing (names, sizes, times of change), so that hashing gigabytes happens
-once. The supervisor reads what is kept; the executor, which can read a model folder, adds to it.
+A description is kept under the folder's listing (names, sizes, times of change) and the fields a description has, so
+that hashing gigabytes happens once. The supervisor reads what is kept; the executor, which can read a model
+folder, adds to it.
 """
 
 from __future__ import annotations
@@ -47,5 +48,7 @@ def _file(folder: Path, cache: Path) -> Path:
         for path in folder.rglob("*")
         if path.is_file()
     )
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), BaseDescription.__name__, listing]).encode())
+    key = hashlib.sha256(
+        json.dumps([str(folder.resolve()), sorted(BaseDescription.model_fields), listing]).encode()
+    )
     return cache / "bases" / f"{key.hexdigest()}.json"

@@ -84,7 +84,7 @@ class ConceptWeightsSummary(Strict):
     id: Id
     method: str
     base: str
-    job: Id
+    job: Id | None = Field(description="null when they were imported")
     size_bytes: int
     created_at: datetime
 

@@ -20,13 +20,20 @@ from backend.services import dependants, images, jobs, owned, paging, photos
 RESERVED_TOKENS = frozenset({"startoftext", "endoftext", "pad", "unk", "all", "none"})
 
 
-def create(session: Session, owner_id: str, body: ConceptCreate, sample: str | None = None) -> Concept:
+def create(
+    session: Session,
+    owner_id: str,
+    body: ConceptCreate,
+    *,
+    sample: str | None = None,
+    wish: str | None = None,
+) -> Concept:
     """A new concept. Invalid when the noun is missing or the token reserved, Conflict when the token is taken.
 
-    Without a token it gets a slug of the name, with a number behind it when that is taken.
+    Without a token it gets ``wish``, else a slug of the name, with a number behind it when that is taken.
     """
     _check_noun(body.kind, body.class_noun)
-    token = body.token or _free_token(session, owner_id, slug(body.name))
+    token = body.token or _free_token(session, owner_id, wish or slug(body.name))
     _check_token(token)
     row = Concept(
         owner_id=owner_id,
@@ -194,7 +201,7 @@ def _token_taken() -> Conflict:
     return Conflict("Another concept has this token already. Choose another.", code="token-taken")
 
 
-def _previews(session: Session, job_id: str) -> list[str]:
+def _previews(session: Session, job_id: str | None) -> list[str]:
     query = select(Artifact).where(Artifact.job_id == job_id, Artifact.role == "preview")
     found = list(session.scalars(query))
     for artifact in found:

@@ -12,6 +12,7 @@ from frontend.pages import (
     settings,
     studio,
     trainings,
+    weights,
 )
 
 ROUTERS = (
@@ -20,6 +21,7 @@ ROUTERS = (
     concepts.router,
     photos.router,
     trainings.router,
+    weights.router,
     jobs.router,
     compose.router,
     gallery.router,

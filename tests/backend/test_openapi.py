@@ -21,7 +21,8 @@ OPERATIONS = {
     "start_training", "check_prompt", "start_generation",
     "list_jobs", "get_job", "cancel_job", "finish_job", "retry_job", "get_preview",
     "stream_job_events", "stream_events",
-    "list_weights", "get_weights", "get_weights_analysis", "get_weights_file", "delete_weights",
+    "list_weights", "get_weights", "get_weights_analysis", "get_weights_file",
+    "import_weights", "delete_weights",
     "list_images", "get_image", "get_image_file", "get_image_thumbnail", "update_image", "delete_image",
 }  # fmt: skip
 
