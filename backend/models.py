@@ -126,6 +126,7 @@ class Concept(Base):
     class_noun: Mapped[str]
     token: Mapped[str]
     sample: Mapped[str | None]  # slug of the shipped sample set it was made from
+    consent: Mapped[dict[str, Any] | None]  # a `Consent`, where the photos show a person
     created_at: Mapped[datetime] = mapped_column(default=now)
     deleted_at: Mapped[datetime | None]
     __table_args__ = (

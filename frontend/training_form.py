@@ -13,7 +13,7 @@ from backend.schemas.concepts import Concept
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.trainings import TrainingCreate
-from backend.services import bases, trainings
+from backend.services import bases, consent, trainings
 from frontend.asking import text
 
 METHOD = "custom-diffusion"
@@ -61,6 +61,7 @@ def view(
         "chosen": chosen if chosen in PRESETS else DEFAULT_PRESET,
         "fields": fields,
         "field_keys": [PREFIX + field.name for field in fields],
+        "needs_consent": concept.consent is None and consent.shows_person(concept.kind, concept.class_noun),
         "missing": _missing(card, len(concept.photos)),
     }
 

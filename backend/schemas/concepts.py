@@ -17,6 +17,24 @@ _ROUNDING = 1e-6
 ClassNoun = Annotated[str, StringConstraints(strip_whitespace=True, max_length=60)]
 
 
+ConsentBasis = Literal["agreed", "self", "guardian"]
+"""The person has agreed, is the one who asks, or somebody who may decide for them has agreed."""
+
+
+class ConsentGiven(Strict):
+    """The person on the photos has agreed that the studio is taught how they look."""
+
+    basis: ConsentBasis
+
+
+class Consent(ConsentGiven):
+    """The record of it: who said so, when, and to which version of the sentence."""
+
+    given_by: Id
+    version: str
+    given_at: datetime
+
+
 class ConceptCreate(Strict):
     """``POST /concepts``. ``token`` defaults to a slug of the name; ``class_noun`` may be empty for a style only."""
 
@@ -24,6 +42,10 @@ class ConceptCreate(Strict):
     kind: Kind = "subject"
     class_noun: ClassNoun = ""
     token: Token | None = None
+    consent: ConsentGiven | None = Field(
+        default=None,
+        description="required before a person is trained: class nouns such as woman, child, face",
+    )
 
 
 class ConceptPatch(Strict):
@@ -32,6 +54,7 @@ class ConceptPatch(Strict):
     name: Name | None = None
     class_noun: ClassNoun | None = None
     token: Token | None = None
+    consent: ConsentGiven | None = None
 
 
 class Photo(Strict):
@@ -97,6 +120,7 @@ class Concept(Strict):
     kind: Kind
     class_noun: str
     token: str
+    consent: Consent | None
     photos: list[Photo]
     weights: list[ConceptWeightsSummary]
     created_at: datetime

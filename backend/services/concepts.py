@@ -15,7 +15,7 @@ from backend.errors import Conflict, Invalid
 from backend.models import Artifact, Concept, ConceptWeights, Photo, WeightsConcept, now
 from backend.schemas import concepts as schemas
 from backend.schemas.concepts import ConceptCreate, ConceptPatch, ConceptWeightsSummary
-from backend.services import dependants, images, jobs, owned, paging, photos
+from backend.services import consent, dependants, images, jobs, owned, paging, photos
 
 RESERVED_TOKENS = frozenset({"startoftext", "endoftext", "pad", "unk", "all", "none"})
 
@@ -42,7 +42,10 @@ def create(
         class_noun=unicodedata.normalize("NFC", body.class_noun),
         token=token,
         sample=sample,
+        consent=None,
     )
+    if body.consent is not None:
+        consent.record(row, body.consent.basis)
     _save(session, row)
     return row
 
@@ -71,6 +74,8 @@ def patch(session: Session, owner_id: str, concept_id: str, body: ConceptPatch) 
     if body.token is not None:
         _check_token(body.token)
         row.token = body.token
+    if body.consent is not None:
+        consent.record(row, body.consent.basis)
     _save(session, row)
     return row
 
@@ -138,6 +143,7 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
                 "kind": row.kind,
                 "class_noun": row.class_noun,
                 "token": row.token,
+                "consent": row.consent,
                 "photos": [photos.to_schema(photo) for photo in shown[row.id]],
                 "weights": taught[row.id],
                 "created_at": row.created_at,

@@ -22,7 +22,7 @@ from backend.schemas.trainings import (
     TrainingForecast,
     TrainSpec,
 )
-from backend.services import bases, jobs, owned, photos, prompts
+from backend.services import bases, consent, jobs, owned, photos, prompts
 from backend.services.prompts import Placeholder
 
 QUEUE = "train_any"
@@ -56,6 +56,8 @@ def pin(session: Session, owner_id: str, body: TrainingCreate) -> TrainSpec:
     rows = [owned.get(session, Concept, owner_id, concept_id) for concept_id in body.concepts]
     if len({row.id for row in rows}) < len(rows):
         raise Invalid.at("/concepts", "The same concept is named twice.")
+    for index, row in enumerate(rows):
+        consent.require(row, f"/concepts/{index}")
     params = _params(card, body)
     pinned = [_pinned(session, row, card, index) for index, row in enumerate(rows)]
     return TrainSpec(
