@@ -10,6 +10,7 @@ times as large, and the difference (about one grey level) lies far below what th
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import select
@@ -42,6 +43,13 @@ TURNS = {
 
 _SRGB = ImageCms.createProfile("sRGB")
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif")
+
+
+_UNREADABLE = {
+    "code": "unreadable-image",
+    "detail": "This picture cannot be read. Save it again as JPEG.",
+}
+_FULL = {"code": "storage-full", "detail": "The disk is full. Free some space; nothing was stored."}
 
 
 class Refused(Exception):
@@ -220,11 +228,10 @@ def main() -> None:
             answer: dict[str, Any] = {"done": develop(**json.loads(line))}
         except Refused as refused:
             answer = {"code": refused.code, "detail": refused.detail}
+        except OSError as error:
+            answer = _FULL if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else _UNREADABLE
         except Exception:
-            answer = {
-                "code": "unreadable-image",
-                "detail": "This picture cannot be read. Save it again as JPEG.",
-            }
+            answer = _UNREADABLE
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

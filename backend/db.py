@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 _WRITES = "moongate_writes"
@@ -21,6 +22,8 @@ class Database:
 
     def __init__(self, url: str, pool_size: int = 10) -> None:
         self.url = url
+        self.doubtful = False
+        """A write has failed; set to False by whoever has seen one that takes space succeed (``services.health``)."""
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
             self.engine = create_engine(
@@ -51,8 +54,12 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """One transaction: committed when the block ends, rolled back when it raises. Keep it under 50 ms."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
-            yield session
+        try:
+            with Session(self._writer, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            self.doubtful |= not isinstance(error, IntegrityError)
+            raise
 
     def close(self) -> None:
         self.engine.dispose()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from backend import process_tag
-from backend.errors import InsufficientStorage
+from backend.errors import DISK_FULL, InsufficientStorage
 from backend.failpoints import fp
 from backend.identifiers import new_id
 from backend.process_tag import ProcessTag
@@ -80,9 +80,9 @@ class Storage:
 
     def adopt(self, path: Path) -> Stored:
         """Publish a finished local file by moving it in; ``path`` is gone then. OSError for a symlink."""
-        fp("storage.adopt")
         digest, size = hashlib.sha256(), 0
         with _disk_full_is_507(), _open_regular(path) as source:
+            fp("storage.adopt")
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
@@ -134,7 +134,7 @@ class Storage:
                     yield f"{shard.name}/{file.name}"
 
     def sweep_staging(self, older_than_s: float) -> int:
-        """Remove staged files of processes that are gone, and any that nobody finished for so long; returns how many."""
+        """Remove staged files of processes that are gone, and any unfinished for so long; returns how many."""
         before, removed = time.time() - older_than_s, 0
         gone = process_tag.dead(self._tags)
         for file in self._staging.iterdir():
@@ -188,6 +188,6 @@ def _disk_full_is_507() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise InsufficientStorage from error
         raise

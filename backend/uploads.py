@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from backend.confined import environment
-from backend.errors import AppError, Invalid, TooLarge, Unavailable, UnsupportedMedia
+from backend.errors import AppError, InsufficientStorage, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from backend.schemas.problems import FieldError
 from backend.settings import Settings
 
@@ -31,7 +31,11 @@ PICTURE_S = 20.0
 NEAR_BITS = 6
 """Difference hashes this close (of 64 bits) are almost certainly the same scene."""
 _NAME_LIMIT = 120
-_STATUS: dict[str, type[AppError]] = {"unsupported-image": UnsupportedMedia, "file-too-large": TooLarge}
+_STATUS: dict[str, type[AppError]] = {
+    "unsupported-image": UnsupportedMedia,
+    "file-too-large": TooLarge,
+    "storage-full": InsufficientStorage,
+}
 
 
 @dataclass(frozen=True)

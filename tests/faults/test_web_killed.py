@@ -80,7 +80,8 @@ def test_f10_killed_while_half_of_a_body_is_sent(tmp_path: Path, storage: Path) 
         with socket.create_connection(("127.0.0.1", client.base_url.port)) as raw:
             raw.sendall(
                 f"POST /api/v1/concepts/{concept}/photos HTTP/1.1\r\nhost: 127.0.0.1\r\n"
-                f"content-type: multipart/form-data; boundary=x\r\ncontent-length: {len(content) + 200}\r\n\r\n".encode()
+                "content-type: multipart/form-data; boundary=x\r\n"
+                f"content-length: {len(content) + 200}\r\n\r\n".encode()
                 + head
                 + content[: len(content) // 2]
             )
