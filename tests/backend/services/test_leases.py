@@ -154,7 +154,7 @@ def test_a_stale_fence_changes_nothing(database: Database) -> None:
     before = job_of(database, unit).last_event
     assert in_write(database, leases.release, stale, CAUSE) is None
     assert in_write(database, leases.fail, stale, ERROR, 3) is None
-    assert in_write(database, leases.cancelled, stale) is False
+    assert in_write(database, leases.cancelled, stale) is None
     assert in_write(database, leases.requeue_after_death, stale, CAUSE, 3) is None
     assert in_write(database, leases.report, stale, [CAUSE]) is False
     assert in_write(database, leases.checkpointed, stale, 5) is False
