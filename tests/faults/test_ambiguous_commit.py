@@ -47,6 +47,7 @@ def test_f16_a_result_whose_commit_is_not_answered_is_published_once(
         job_id = installed.train(steps=3) if kind == "train" else installed.generate(num_images=3)
         succeeded_once(installed, job_id, 3)
         assert wire.cuts == 1
+        installed.until(lambda: "job_ended" in installed.log())  # the worker has asked again, and knows
         assert installed.job(job_id).attempt == 1
         keys = [row.storage_key for row in installed.weights_of(job_id)]
         if kind == "generate":

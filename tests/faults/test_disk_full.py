@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -120,7 +121,7 @@ def test_f18_a_full_database_is_503_and_health_is_red_until_it_has_room(
     api.generate("a dog")
     assert client.get("/readyz").status_code == 200
     full(studio)
-    accepted, answers = 1, []
+    accepted, answers = 1, list[httpx.Response]()
     deadline = time.monotonic() + 60
     while not answers:
         assert time.monotonic() < deadline
