@@ -10,7 +10,7 @@ from backend.api.dependencies import ItemId, Owner, Reads, Studied, Writes, chec
 from backend.api.files import file_of, send
 from backend.api.registry import make_router, problems
 from backend.api.revalidation import require_match
-from backend.schemas.concepts import Photo, PhotoList, PhotoPatch
+from backend.schemas.concepts import Photo, PhotoList, PhotoPatch, PhotoReportList
 from backend.services import concepts, photos
 from backend.uploads import PICTURE_TYPE, THUMBNAIL_TYPE
 
@@ -19,6 +19,19 @@ _EDIT = {
     "turn": {"summary": "A quarter turn clockwise", "value": {"rotate": 90}},
     "crop": {"summary": "The middle", "value": {"crop": {"x": 0.2, "y": 0.2, "width": 0.6, "height": 0.6}}},
 }
+
+
+@router.post("/photos/check", responses=problems(413, 415, 507))
+def check_photos(
+    files: Annotated[list[UploadFile], File(description="1 to 20 JPEG, PNG or WebP pictures")],
+    owner: Owner,
+    studio: Studied,
+) -> PhotoReportList:
+    """What would be said of these photos: warnings and problems as when they are added. Nothing is kept."""
+    prepared = studio.darkroom.prepare([(file.filename or "", file.file) for file in files])
+    for photo in prepared:
+        photo.discard()
+    return PhotoReportList(items=[photos.report(photo) for photo in prepared])
 
 
 @router.post("/concepts/{id}/photos", status_code=201, responses=problems(404, 409, 413, 415, 507))

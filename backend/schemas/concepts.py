@@ -97,6 +97,21 @@ class PhotoPatch(Strict):
     crop: CropBox | None = Field(default=None, description="what is kept of the turned picture")
 
 
+class PhotoReport(Strict):
+    """What would be said of a photo if it were added."""
+
+    width: int
+    height: int
+    warnings: list[str]
+    fingerprint: str = Field(
+        description="64-bit difference hash, hexadecimal; photos at most 6 bits apart are almost the same"
+    )
+
+
+class PhotoReportList(Strict):
+    items: list[PhotoReport]
+
+
 class PhotoList(Strict):
     items: list[Photo]
 

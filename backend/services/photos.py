@@ -196,6 +196,13 @@ def file(storage: Storage, row: Photo, size: Literal["full", "thumbnail"] = "ful
     return storage.path(row.storage_key if size == "full" else row.thumbnail_key)
 
 
+def report(photo: PreparedPhoto) -> schemas.PhotoReport:
+    """What is known of a photo that was not stored."""
+    return schemas.PhotoReport(
+        width=photo.width, height=photo.height, warnings=list(photo.warnings), fingerprint=photo.fingerprint
+    )
+
+
 def to_schema(row: Photo) -> schemas.Photo:
     """The photo as the API shows it."""
     url, version = f"/api/v1/concepts/{row.concept_id}/photos/{row.id}", row.sha256[:VERSION_DIGITS]

@@ -2,16 +2,19 @@
 // Inside a form without `upload` the photos wait until the form has made the concept; what was turned or cropped
 // meanwhile is told to the studio after the upload.
 
-import { WHOLE, askForCrop, isWhole, shown, stagePx, turned } from "./photo-edit.js";
+import { WHOLE, askForCrop, edited, isWhole, near, shown, stagePx, turned } from "./photo-edit.js";
 
 const AT_ONCE = 3;
 const QUARTER = 90;
+const DUPLICATE = "Almost the same as another photo: different views teach more.";
 
 class PhotoDrop extends HTMLElement {
   connectedCallback() {
     this.input = this.querySelector("input[type=file]");
     this.list = this.querySelector(".photos");
     this.waiting = [];
+    this.cards = [];
+    this.checking = Promise.resolve();
     this.running = 0;
     this.upload = this.getAttribute("upload");
     this.input.addEventListener("change", () => this.take(this.input.files));
@@ -49,6 +52,8 @@ class PhotoDrop extends HTMLElement {
       const card = this.card(file);
       this.list.append(card.element);
       this.waiting.push(card);
+      this.cards.push(card);
+      if (!this.upload) this.check(card);
     }
     if (files.length > 0) this.input.value = "";
     if (this.upload) this.pump();
@@ -89,6 +94,38 @@ class PhotoDrop extends HTMLElement {
   async show(card) {
     const source = await shown(card.file, card.rotate, card.crop).catch(() => null);
     if (source) card.picture.src = source;
+    this.check(card);
+  }
+
+  /** Asks what the studio would say of the photo as it is now; one photo after the other. */
+  check(card) {
+    const version = (card.version = (card.version ?? 0) + 1);
+    this.checking = this.checking.then(() => this.judge(card, version)).catch(() => {});
+  }
+
+  async judge(card, version) {
+    const stale = () => card.version !== version || card.request || !this.cards.includes(card);
+    if (stale()) return;
+    const body = new FormData();
+    body.append("files", await edited(card.file, card.rotate, card.crop), card.file.name);
+    const answer = await fetch("/api/v1/photos/check", { method: "POST", body });
+    const told = await answer.json();
+    if (stale()) return;
+    card.checked = answer.ok;
+    card.report = answer.ok ? told.items[0] : null;
+    if (answer.ok) this.compare();
+    else this.say(card, told.errors?.[0]?.detail ?? told.detail, "wrong");
+  }
+
+  /** Says of each checked photo what there is to say, also that an earlier one is almost the same. */
+  compare() {
+    const earlier = [];
+    for (const card of this.cards) {
+      if (!card.report || card.request) continue;
+      const again = earlier.some((other) => near(other, card.report.fingerprint));
+      this.say(card, [...card.report.warnings, ...(again ? [DUPLICATE] : [])].join(" "), "warning");
+      earlier.push(card.report.fingerprint);
+    }
   }
 
   /** Has the studio turn or crop a photo that it has already. */
@@ -100,11 +137,14 @@ class PhotoDrop extends HTMLElement {
     });
     const told = await answer.json();
     if (answer.ok) this.stored(card, told);
-    else this.say(card, told.errors?.[0]?.detail ?? told.detail, "wrong");
+    else {
+      card.failed = true;
+      this.say(card, told.errors?.[0]?.detail ?? told.detail, "wrong");
+    }
   }
 
   stored(card, photo) {
-    Object.assign(card, { id: photo.id, url: photo.url, rotate: 0, crop: WHOLE });
+    Object.assign(card, { id: photo.id, url: photo.url, rotate: 0, crop: WHOLE, failed: false });
     card.picture.src = photo.thumbnail_url;
     this.say(card, photo.warnings.join(" "), "warning");
   }
@@ -116,6 +156,8 @@ class PhotoDrop extends HTMLElement {
 
   async remove(card) {
     this.waiting = this.waiting.filter((other) => other !== card);
+    this.cards = this.cards.filter((other) => other !== card);
+    this.compare();
     card.request?.abort();
     if (card.id) await fetch(`${this.upload}/${card.id}`, { method: "DELETE" });
     card.element.remove();
@@ -160,7 +202,8 @@ class PhotoDrop extends HTMLElement {
   }
 
   finished() {
-    const troubled = this.querySelector("[data-said]:not(:empty)");
+    const seen = (card) => this.concept && card.checked;
+    const troubled = this.cards.some((card) => card.failed || (card.said.textContent && !seen(card)));
     const done = this.querySelector("[data-continue]");
     if (this.concept && !troubled) location.assign(this.concept);
     else if (this.concept) {

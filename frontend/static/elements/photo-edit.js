@@ -2,6 +2,7 @@
 
 const THUMBNAIL_PX = 320;
 const STAGE_PX = 1200;
+const NEAR_BITS = 6;
 export const WHOLE = { x: 0, y: 0, width: 1, height: 1 };
 
 /** The same part of the picture after another quarter clockwise. */
@@ -15,6 +16,15 @@ export function isWhole(box) {
 
 /** Address of the picture turned by `rotate` degrees and cropped to `box`, scaled down for the page. */
 export async function shown(file, rotate, box = WHOLE, largest = THUMBNAIL_PX) {
+  return URL.createObjectURL(await drawn(file, rotate, box, largest));
+}
+
+/** The bytes that will be judged: the file, or what an edit would make of it. */
+export async function edited(file, rotate, box) {
+  return !rotate && isWhole(box) ? file : drawn(file, rotate, box, Infinity);
+}
+
+async function drawn(file, rotate, box, largest) {
   const bitmap = await createImageBitmap(file);
   const sideways = rotate % 180 !== 0;
   const width = sideways ? bitmap.height : bitmap.width;
@@ -30,8 +40,7 @@ export async function shown(file, rotate, box = WHOLE, largest = THUMBNAIL_PX) {
   pen.rotate((rotate * Math.PI) / 180);
   pen.drawImage(bitmap, -bitmap.width / 2, -bitmap.height / 2);
   bitmap.close();
-  const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9));
-  return URL.createObjectURL(blob);
+  return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
 }
 
 /** Lets a person draw the part to keep; null when they leave it. `dialog` holds a <crop-frame>. */
@@ -47,3 +56,11 @@ export async function askForCrop(dialog, source, box) {
 }
 
 export const stagePx = STAGE_PX;
+
+/** Whether two fingerprints (64 bits, hexadecimal) are of almost the same picture, as the studio judges it. */
+export function near(one, other) {
+  let apart = BigInt(`0x${one}`) ^ BigInt(`0x${other}`);
+  let bits = 0;
+  for (; apart > 0n; apart >>= 1n) bits += Number(apart & 1n);
+  return bits <= NEAR_BITS;
+}
