@@ -66,7 +66,7 @@ class PhotoDrop extends HTMLElement {
     picture.src = URL.createObjectURL(file);
     picture.alt = file.name;
     const card = { file, element, picture, rotate: 0, crop: WHOLE, progress: element.querySelector("progress"), said: element.querySelector("[data-said]") };
-    picture.addEventListener("error", () => this.say(card, "This picture cannot be shown here; it may still be accepted.", "warning"));
+    picture.addEventListener("error", () => card.said.textContent || this.say(card, "This picture cannot be shown here; it may still be accepted.", "warning"));
     element.querySelector(".remove").addEventListener("click", () => this.remove(card));
     element.querySelector(".turn").addEventListener("click", () => this.turn(card));
     element.querySelector(".crop").addEventListener("click", () => this.crop(card));
