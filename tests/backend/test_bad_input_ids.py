@@ -13,6 +13,7 @@ from backend.identifiers import new_id
 from backend.models import Base, Owner
 from backend.studio import Studio
 from tests.backend.conftest import Api
+from tests.backend.native_weights import native
 from tests.backend.workshop import Workshop
 
 MISSING = "01900000-0000-7000-8000-000000000000"
@@ -101,7 +102,11 @@ def test_every_route_treats_a_foreign_id_as_missing(
     client: TestClient, app: FastAPI, foreign: dict[str, str]
 ) -> None:
     """Swept from the OpenAPI document, so that a new route is covered on the day it appears."""
-    bodies = {"update_concept": {"name": "x"}, "update_image": {"starred": True}}
+    bodies = {
+        "update_concept": {"name": "x"},
+        "edit_photo": {"rotate": 90},
+        "update_image": {"starred": True},
+    }
     swept = 0
     for path, operations in app.openapi()["paths"].items():
         noun = path.split("/")[3]
@@ -123,6 +128,8 @@ def test_every_route_treats_a_foreign_id_as_missing(
 def test_foreign_ids_in_bodies_and_filters(client: TestClient, foreign: dict[str, str]) -> None:
     training = client.post("/api/v1/trainings", json={"concepts": [foreign["concepts"]]})
     assert training.status_code == 404
+    sent = {"files": {"file": ("x.safetensors", native())}, "data": {"concept": foreign["concepts"]}}
+    assert client.post("/api/v1/weights/import", **sent).status_code == 404
     body = {"prompt": "a dog", "weights": [{"id": foreign["weights"]}]}
     assert client.post("/api/v1/generations", json=body).status_code == 404
     for path in ("concepts", "jobs", "weights", "images"):
