@@ -38,7 +38,7 @@ _OTHERWISE = (
 class Refused(Exception):
     """``code`` and a sentence; the status is the parent's to choose."""
 
-    def __init__(self, detail: str, code: str = "weights-invalid") -> None:
+    def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code, self.detail = code, detail
 
@@ -53,8 +53,10 @@ def read(path: Path) -> ReadWeights:
             if head.startswith(
                 _PICKLED
             ):  # asked only now: a sound header's length may begin with the same bytes
-                raise Refused(_OTHERWISE, "unsupported-weights")
-            raise Refused("This is not a safetensors file, or its header has an impossible length.")
+                raise Refused("unsupported-weights", _OTHERWISE)
+            raise Refused(
+                "weights-invalid", "This is not a safetensors file, or its header has an impossible length."
+            )
         header = _header(file.read(length))
         manifest = _manifest(header.pop("__metadata__", None))
         tensors = _tensors(header, size - 8 - length)
@@ -67,13 +69,13 @@ def read(path: Path) -> ReadWeights:
 
 def _header(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
-        raise Refused("The header does not begin as a safetensors header does.")
+        raise Refused("weights-invalid", "The header does not begin as a safetensors header does.")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise Refused("The header is not readable JSON with unique keys.") from None
+        raise Refused("weights-invalid", "The header is not readable JSON with unique keys.") from None
     if not isinstance(header, dict) or len(header) > MOST_TENSORS:
-        raise Refused("The header does not list tensors, or far too many.")
+        raise Refused("weights-invalid", "The header does not list tensors, or far too many.")
     return header
 
 
@@ -91,17 +93,21 @@ def _no_constant(_name: str) -> Any:
 def _manifest(metadata: object) -> WeightsManifest:
     if not isinstance(metadata, dict) or "moongate" not in metadata:
         raise Refused(
-            "This file was not made by Moongate: it says nothing of its method and base model.",
             "weights-foreign",
+            "This file was not made by Moongate: it says nothing of its method and base model.",
         )
     for key, value in metadata.items():
         plain = isinstance(value, str) and len(value) <= METADATA_LIMIT_CHARACTERS and value.isprintable()
         if not METADATA_KEYS.fullmatch(key) or not plain:
-            raise Refused("The file's metadata holds something that Moongate does not write.")
+            raise Refused(
+                "weights-invalid", "The file's metadata holds something that Moongate does not write."
+            )
     try:
         return WeightsManifest.model_validate_json(metadata["moongate"])
     except (ValidationError, RecursionError):
-        raise Refused("The description of the weights in the header is not complete or not right.") from None
+        raise Refused(
+            "weights-invalid", "The description of the weights in the header is not complete or not right."
+        ) from None
 
 
 def _tensors(header: dict[str, Any], data_bytes: int) -> dict[str, TensorShape]:
@@ -116,21 +122,23 @@ def _tensors(header: dict[str, Any], data_bytes: int) -> dict[str, TensorShape]:
             )
             right = len(entry) == 3 and type(first) is int and type(last) is int
         except (KeyError, TypeError, ValueError):
-            raise Refused("A tensor of the header is not described as safetensors does.") from None
+            raise Refused(
+                "weights-invalid", "A tensor of the header is not described as safetensors does."
+            ) from None
         count = 1
         for side in tensor.shape:
             count *= side
         if not right or last - first != count * WIDTH_BYTES[tensor.dtype]:
-            raise Refused("A tensor's extent does not fit its shape.")
+            raise Refused("weights-invalid", "A tensor's extent does not fit its shape.")
         found[name] = tensor
         extents.append((first, last))
     end = 0
     for first, last in sorted(extents):
         if first != end:
-            raise Refused("The tensors overlap, or leave gaps between them.")
+            raise Refused("weights-invalid", "The tensors overlap, or leave gaps between them.")
         end = last
     if not extents or end != data_bytes:
-        raise Refused("The file is longer or shorter than its header says.")
+        raise Refused("weights-invalid", "The file is longer or shorter than its header says.")
     return found
 
 
@@ -139,7 +147,10 @@ def _require_sound(file: BinaryIO, count: int, name: str, dtype: str) -> None:
         chunk = file.read(min(count, _CHUNK_BYTES))
         count -= len(chunk)
         if not chunk or not bool((np.abs(_numbers(chunk, dtype)) <= LARGEST_VALUE).all()):
-            raise Refused(f"The tensor {_short(name)} has values that are not finite, or far too large.")
+            raise Refused(
+                "weights-invalid",
+                f"The tensor {_short(name)} has values that are not finite, or far too large.",
+            )
 
 
 def _numbers(chunk: bytes, dtype: str) -> np.ndarray[Any, Any]:

@@ -211,7 +211,7 @@ def parsed(arguments: list[str] | None = None) -> tuple[Plan, list[str]]:
     parser.add_argument("--out", type=Path, required=True, help="where the base model is written")
     parser.add_argument("--photos", type=Path, default=Path("backend/sample_photos"))
     parser.add_argument("--minutes-autoencoder", type=float, default=28)
-    parser.add_argument("--minutes-denoiser", type=float, default=60)
+    parser.add_argument("--minutes-denoiser", type=float, default=136)
     parser.add_argument("--minutes-judges", type=float, default=12, help="each")
     parser.add_argument("--minutes-polish", type=float, default=10)
     parser.add_argument("--processes", type=int, default=2, help="of the denoiser's training on a CPU")
