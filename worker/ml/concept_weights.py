@@ -3,7 +3,8 @@
 Header ``moongate``: the `WeightsManifest` as JSON; beside it ``modelspec.*`` and ``ss_*`` basics for other
 tools. Tensors:
 
-- ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding]: V* and the row it started from;
+- ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding], or [layers, vectors, d_embedding]
+  where the manifest names layers: V* and the row it started from;
 - ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
   the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
   silently transplanted, and they would not compose.
@@ -120,7 +121,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
     """Names, dtypes, finiteness, and that every taught token has its rows. Raises `WeightsInvalid`."""
     expected = {
-        f"token.{taught.token}.{part}": taught.vectors
+        f"token.{taught.token}.{part}": [*([len(taught.layers)] if taught.layers else []), taught.vectors]
         for taught in manifest.tokens
         for part in ("learned", "start")
     }
@@ -129,10 +130,9 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if name not in expected and not SITE_KEY.match(name):
             raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")
-        if name in expected and (tensor.ndim != 2 or tensor.shape[0] != expected[name]):
-            raise WeightsInvalid(
-                f"The tensor {name} has shape {list(tensor.shape)}, not [{expected[name]}, d]."
-            )
+        if name in expected and list(tensor.shape[:-1]) != expected[name]:
+            wanted = ", ".join(map(str, expected[name]))
+            raise WeightsInvalid(f"The tensor {name} has shape {list(tensor.shape)}, not [{wanted}, d].")
         if tensor.dtype not in DTYPES:
             raise WeightsInvalid(f"The tensor {name} is of type {tensor.dtype}.")
         if not bool(torch.isfinite(tensor).all()):

@@ -174,6 +174,7 @@ def _update(progress: Progress, loss: Loss, run: Run) -> None:
             for gradient in gradients:
                 gradient.mul_(scale)
         progress.optimiser.step(progress.learning_rate_scale)
+        progress.trainee.constrain()
     progress.done += 1
     if progress.watch.calm and progress.done % GOOD_EVERY == 0:
         progress.good = progress.snapshot()
@@ -189,6 +190,7 @@ def _after_step(active: Sequence[Progress], losses: Sequence[Loss], cadence: Cad
         metrics = {"loss": loss.total.item(), "photo_loss": loss.photos.item()}
         if loss.prior is not None:
             metrics["prior_loss"] = loss.prior.item()
+        metrics |= progress.trainee.measures()
         run.step(progress.trainee.unit, progress.done, progress.trainee.steps, **metrics)
     for progress in previewed:
         _preview(progress, run)
