@@ -147,16 +147,18 @@ def text_kv(
     *,
     detach_first: bool = False,
     cache: StatesCache | None = None,
+    encoder_gradient: bool = False,
 ) -> Conditioning:
     """Encodes ``prompts``, composes their edits and projects: one row each. The only place where edits meet.
 
     Differentiable in the edits' rows and matrices. ``detach_first`` cuts the gradient through key and value
     of position 0, the start token (methods.md 4); the values stay the same. ``cache`` keeps text states of
-    texts without placeholders. Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and
+    texts without placeholders. ``encoder_gradient``: the text encoder itself is being trained, so they too get a
+    gradient, and ``cache`` is not used. Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and
     `PromptTooLong`.
     """
     layers = model.cross_attention()
-    states = _text_states(model, prompts, cache, len(layers))
+    states = _text_states(model, prompts, None if encoder_gradient else cache, len(layers), encoder_gradient)
     sites = [layer.key for layer in layers] + [layer.value for layer in layers]
     projected = _project(sites, states, _stacks(prompts), detach_first)
     return Conditioning(TextKV(tuple(projected[: len(layers)]), tuple(projected[len(layers) :])))
@@ -237,10 +239,14 @@ def _first_detached(projected: Tensor) -> Tensor:
 
 
 def _text_states(
-    model: DiffusionModel, prompts: Sequence[Prompt], cache: StatesCache | None, layers: int
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    cache: StatesCache | None,
+    layers: int,
+    encoder_gradient: bool,
 ) -> States:
     """Text states [B, T, d], one row per prompt; texts without placeholders go through the encoder without
-    gradient.
+    gradient, unless the encoder is being trained.
     """
     plain = [not placeholders(prompt.text) for prompt in prompts]
     known: StatesCache = {} if cache is None else cache
@@ -250,7 +256,7 @@ def _text_states(
         )
     )
     if missing:
-        with torch.no_grad():
+        with torch.set_grad_enabled(encoder_gradient and torch.is_grad_enabled()):
             ids = [model.token_ids(text, {}) for text in missing]
             known.update(zip(missing, model.encode_prompts(torch.tensor(ids), None).states, strict=True))
     taught = [p for p, is_plain in zip(prompts, plain, strict=True) if not is_plain]

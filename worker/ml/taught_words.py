@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ def spread(pieces: Tensor, vectors: int) -> Tensor:
     bounds = [(at * count // vectors, max((at + 1) * count // vectors, at * count // vectors + 1))
               for at in range(vectors)]  # fmt: skip
     return torch.stack([pieces[low:high].mean(dim=0) for low, high in bounds])
+
+
+def rare_rows(model: DiffusionModel, tokens: Sequence[str]) -> dict[str, TokenRows]:
+    """A rare token's row for each placeholder, another one for each; [1, d], fp32 on the device."""
+    starts = model.initial_rows(len(tokens)).float()[:, None]
+    return {token: TokenRows(row.clone(), row.clone()) for token, row in zip(tokens, starts, strict=True)}
 
 
 def token_tensors(rows: Mapping[str, TokenRows]) -> dict[str, Tensor]:

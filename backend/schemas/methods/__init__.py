@@ -1,6 +1,6 @@
 """The table of methods: name -> card. Adding a method is one file beside this and one row here (CONTRIBUTING)."""
 
-from backend.schemas.methods import custom_diffusion, textual_inversion
+from backend.schemas.methods import custom_diffusion, lora, textual_inversion
 from backend.schemas.methods.card import MethodCard
 
 CARDS: dict[str, MethodCard] = {
@@ -8,5 +8,6 @@ CARDS: dict[str, MethodCard] = {
     for card in (
         custom_diffusion.CARD,
         textual_inversion.CARD,
+        lora.CARD,
     )
 }

@@ -91,6 +91,10 @@ class DiffusionModel(Protocol):
     def denoiser(self) -> torch.nn.Module:
         """The network itself, for weight-side methods and for counting its parameters."""
 
+    @property
+    def text_encoder(self) -> torch.nn.Module:
+        """The network that reads prompts, likewise."""
+
     def encode_images(self, pixels: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], shifted and scaled. With ``rng``: a draw from the
         posterior.
@@ -130,6 +134,17 @@ class DiffusionModel(Protocol):
 
     def sites(self) -> list[Site]:
         """Every Linear and Conv of the denoiser."""
+
+
+def encoder_modules(model: DiffusionModel) -> dict[str, tuple[str, torch.nn.Module]]:
+    """{name: (path, module)} of the text encoder's Linear modules; the name lacks the ``text_model.`` that some
+    versions of the library put before the path (methods.md 16.1), so that it means the same module in all of them.
+    """
+    return {
+        path.removeprefix("text_model."): (path, module)
+        for path, module in model.text_encoder.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import MethodUnsupported
 from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
+from worker.ml.methods.lora import Lora
 from worker.ml.methods.textual_inversion import TextualInversion
 
 METHODS: dict[str, Method] = {
@@ -16,6 +17,7 @@ METHODS: dict[str, Method] = {
     for method in (
         CustomDiffusion(),
         TextualInversion(),
+        Lora(),
     )
 }
 

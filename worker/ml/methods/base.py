@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import WeightEdit
 from worker.ml.run import Run
 from worker.ml.training.lessons import ConceptExamples
 from worker.ml.training.trainee import Trainee
@@ -41,12 +42,15 @@ class Method(Protocol):
         """
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
-        """The concept as an edit of text keys and values. Raises `WeightsInvalid` when the weights do not fit
-        the model.
+        """The concept as an edit of text: its words, and on the text side its keys and values. Raises
+        `WeightsInvalid` when the weights do not fit the model.
         """
 
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
+        """What must be installed beside `edit`; None on the text side. Same errors as `edit`."""
+
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
-        """{site: dense change of its weight, fp32}. Same errors as `edit`."""
+        """{site: dense change of its weight, fp32} of the denoiser's Linear and Conv. Same errors as `edit`."""
 
 
 __all__ = ["ConceptExamples", "Method"]

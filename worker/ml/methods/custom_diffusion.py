@@ -22,11 +22,11 @@ from torch import Tensor
 from backend.schemas.methods.custom_diffusion import CARD, CustomDiffusionParams
 from backend.schemas.weights import WeightsManifest
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import DenseChange, TextEdit, TokenRows
+from worker.ml.conditioning import DenseChange, TextEdit
 from worker.ml.errors import WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
-from worker.ml.taught_words import taught_rows
+from worker.ml.taught_words import rare_rows, taught_rows
 from worker.ml.training.lessons import (
     ConceptExamples,
     Lesson,
@@ -96,6 +96,9 @@ class CustomDiffusion:
         moved = {name: DenseChange(delta.to(model.device, model.dtype)) for name, delta in deltas.items()}
         return TextEdit(taught_rows(model, weights), moved, negative=True)
 
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> None:
+        """Nothing: text side."""
+
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
         check_base(model, weights)
         expected = {
@@ -121,13 +124,9 @@ def untrained_edit(model: DiffusionModel, concepts: Sequence[ConceptExamples]) -
     the device.
     """
     check_distinct(concepts)
-    starts = list(model.initial_rows(len(concepts)).float()[:, None])
     sites = [site for layer in model.cross_attention() for site in (layer.key, layer.value)]
     return TextEdit(
-        {
-            concept.token: TokenRows(row.clone(), row.clone())
-            for concept, row in zip(concepts, starts, strict=True)
-        },
+        rare_rows(model, [concept.token for concept in concepts]),
         {site.name: DenseChange(torch.zeros_like(site.weight, dtype=torch.float32)) for site in sites},
         negative=True,
     )

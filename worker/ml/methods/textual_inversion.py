@@ -128,6 +128,9 @@ class TextualInversion:
             raise WeightsInvalid("A word alone changes no site, but these weights do.")
         return TextEdit(taught_rows(model, weights), {})
 
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> None:
+        """Nothing: text side."""
+
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
         """Empty: no site changes."""
         self.edit(model, weights)

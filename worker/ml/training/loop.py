@@ -86,11 +86,14 @@ class Progress:
 
 
 def train(model: DiffusionModel, trainees: Sequence[Trainee], run: Run) -> list[ConceptWeights]:
-    """Trains all to their ends, in one batch a step, and returns their weights in order.
+    """Trains all to their ends, in one batch a step, and returns their weights in order. With a trainee that has
+    something installed (weight side) they train one after another.
 
     Resumes from ``run.resume``. Previews come before the first step, every ``preview_every`` steps and at the
     end. Raises `Cancelled`, `Released` (after a checkpoint), `TrainingDiverged`.
     """
+    if len(trainees) > 1 and any(trainee.alone for trainee in trainees):
+        return [weights for trainee in trainees for weights in train(model, [trainee], run)]
     with ExitStack() as installed:
         for trainee in trainees:
             installed.enter_context(trainee.installed())
@@ -143,7 +146,13 @@ def _row_losses(model: DiffusionModel, active: Sequence[Progress], batches: Sequ
         noisy.append(x_t)
         timesteps.append(t)
         targets.append(target)
-        texts = text_kv(model, rows.prompts, detach_first=trainee.detach_first, cache=progress.states)
+        texts = text_kv(
+            model,
+            rows.prompts,
+            detach_first=trainee.detach_first,
+            cache=progress.states,
+            encoder_gradient=trainee.trains_text_encoder,
+        )
         conditionings.append(texts.rows(rows.prompt_of_row))
     t = torch.cat(timesteps)
     prediction = model.predict(torch.cat(noisy), t, Conditioning.concatenated(conditionings))
