@@ -9,6 +9,7 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import MethodUnsupported
 from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
+from worker.ml.methods.dreambooth import DreamBooth
 from worker.ml.methods.lora import Lora
 from worker.ml.methods.textual_inversion import TextualInversion
 
@@ -18,6 +19,7 @@ METHODS: dict[str, Method] = {
         CustomDiffusion(),
         TextualInversion(),
         Lora(),
+        DreamBooth(),
     )
 }
 
