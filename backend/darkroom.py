@@ -10,9 +10,9 @@ times as large, and the difference (about one grey level) lies far below what th
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-import resource
 import select
 import sys
 import warnings
@@ -20,10 +20,12 @@ from typing import Any
 
 from PIL import Image, ImageCms, ImageFilter, ImageOps, ImageStat
 
+from backend.confined import allow_cpu, confine
+from backend.framing import cut_edges
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 IDLE_S = 60.0
 CPU_S = 10
-MEMORY_BYTES = 2_000_000_000
 THUMBNAIL_PX = 512
 MAX_ASPECT = 6.0
 BLURRED_BELOW = 20.0
@@ -32,8 +34,22 @@ hundreds; a sharp subject before a smooth background has one sharp tile, and tha
 DARK_BELOW = 35.0
 SMALL_BELOW_PX = 384
 
+TURNS = {
+    90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_90,
+}
+"""Clockwise degrees; Pillow counts the other way."""
+
 _SRGB = ImageCms.createProfile("sRGB")
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif")
+
+
+_UNREADABLE = {
+    "code": "unreadable-image",
+    "detail": "This picture cannot be read. Save it again as JPEG.",
+}
+_FULL = {"code": "storage-full", "detail": "The disk is full. Free some space; nothing was stored."}
 
 
 class Refused(Exception):
@@ -44,10 +60,20 @@ class Refused(Exception):
         self.code, self.detail = code, detail
 
 
-def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pixels: int) -> dict[str, Any]:
+def develop(
+    *,
+    source: str,
+    picture: str,
+    thumbnail: str,
+    min_side_px: int,
+    max_pixels: int,
+    rotate: int = 0,
+    crop: tuple[float, float, float, float] | None = None,
+) -> dict[str, Any]:
     """Read ``source``, write an upright sRGB JPEG and a WebP thumbnail without any metadata.
 
-    Raises Refused. Returns width, height, fingerprint (64-bit difference hash, hexadecimal) and warnings.
+    ``rotate`` is 0, 90, 180 or 270 degrees clockwise from upright; ``crop`` is x, y, width and height in shares of the
+    turned picture. Raises Refused. Returns width, height, fingerprint (64-bit difference hash, hexadecimal), warnings.
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -62,13 +88,15 @@ def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pix
         try:
             opened.load()
             upright = ImageOps.exif_transpose(opened)
-            rgb = to_srgb(upright)
+            rgb = _cropped(_turned(to_srgb(upright), rotate), crop)
         except MemoryError:
             raise _too_large(max_pixels) from None
         except Exception:
             raise Refused(
                 "unreadable-image", "This picture is damaged. Export it again as JPEG, PNG or WebP."
             ) from None
+    if crop is not None:
+        _check_shape(rgb.size, min_side_px)
     clean = Image.new("RGB", rgb.size)
     clean.paste(rgb)
     clean.save(picture, "JPEG", quality=95, subsampling=0, optimize=False)
@@ -80,8 +108,21 @@ def develop(source: str, picture: str, thumbnail: str, min_side_px: int, max_pix
         "width": clean.width,
         "height": clean.height,
         "fingerprint": fingerprint(grey),
-        "warnings": findings(grey, min(clean.size)),
+        "warnings": findings(grey, min(clean.size)) + framing(small),
     }
+
+
+def _turned(picture: Image.Image, degrees: int) -> Image.Image:
+    return picture.transpose(TURNS[degrees]) if degrees else picture
+
+
+def _cropped(picture: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    if box is None:
+        return picture
+    x, y, width, height = box
+    left, top = round(x * picture.width), round(y * picture.height)
+    right, bottom = round((x + width) * picture.width), round((y + height) * picture.height)
+    return picture.crop((left, top, min(right, picture.width), min(bottom, picture.height)))
 
 
 def _check_header(opened: Image.Image, min_side_px: int, max_pixels: int) -> None:
@@ -89,12 +130,17 @@ def _check_header(opened: Image.Image, min_side_px: int, max_pixels: int) -> Non
     width, height = opened.size
     if width * height > max_pixels:
         raise _too_large(max_pixels)
+    _check_shape(opened.size, min_side_px)
+    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:  # phones hide depth maps behind MPO
+        raise Refused("multi-frame", "This is an animation. Save one frame of it as a picture.")
+
+
+def _check_shape(size: tuple[int, int], min_side_px: int) -> None:
+    width, height = size
     if min(width, height) < min_side_px:
         raise Refused("image-too-small", f"The shorter side must have at least {min_side_px} pixels.")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise Refused("bad-aspect", "This picture is too long and narrow. Cut it closer to a square.")
-    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:  # phones hide depth maps behind MPO
-        raise Refused("multi-frame", "This is an animation. Save one frame of it as a picture.")
 
 
 def _too_large(max_pixels: int) -> Refused:
@@ -158,42 +204,34 @@ def findings(grey: Image.Image, shorter_px: int) -> list[str]:
     return found
 
 
+def framing(small: Image.Image) -> list[str]:
+    """A sentence where the subject seems to leave the picture."""
+    edges = cut_edges(small)
+    return [f"Cut off at the {' and the '.join(edges)}: show the whole of it if you can."] if edges else []
+
+
 def _tiles(picture: Image.Image) -> list[Image.Image]:
     width, height = picture.width // 4, picture.height // 4
     corners = [(column * width, row * height) for row in range(4) for column in range(4)]
     return [picture.crop((left, top, left + width, top + height)) for left, top in corners]
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256_000_000, 256_000_000))
-
-
-def _allow_cpu() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + CPU_S + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-
-
 def main() -> None:
     """Answer requests until stdin closes or nothing comes for a minute."""
-    _limit()
+    confine()
     while select.select([sys.stdin.buffer], [], [], IDLE_S)[0]:
         line = sys.stdin.buffer.readline()
         if not line:
             return
-        _allow_cpu()
+        allow_cpu(CPU_S)
         try:
             answer: dict[str, Any] = {"done": develop(**json.loads(line))}
         except Refused as refused:
             answer = {"code": refused.code, "detail": refused.detail}
+        except OSError as error:
+            answer = _FULL if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else _UNREADABLE
         except Exception:
-            answer = {
-                "code": "unreadable-image",
-                "detail": "This picture cannot be read. Save it again as JPEG.",
-            }
+            answer = _UNREADABLE
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

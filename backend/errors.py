@@ -7,10 +7,14 @@ library's text.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from backend.schemas.problems import FieldError
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""``errno`` of an OSError that means `InsufficientStorage`."""
 
 
 class AppError(Exception):

@@ -1,4 +1,4 @@
-"""Places where tests make a process die, stop, raise or sleep: ``fp("publish.after_rename")``.
+"""Places where tests make a process die, stop, raise, sleep or find the disk full: ``fp("publish.after_rename")``.
 
 Nothing happens unless ``MOONGATE_FAILPOINTS`` names the place, as in ``claim.after_commit=kill`` or
 ``publish.before_commit=sleep:2``. Imports the standard library only.
@@ -6,12 +6,13 @@ Nothing happens unless ``MOONGATE_FAILPOINTS`` names the place, as in ``claim.af
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
 
-_ACTIONS = ("kill", "stop", "raise", "sleep")
+_ACTIONS = ("kill", "stop", "raise", "sleep", "full")
 
 
 class FailpointError(Exception):
@@ -49,6 +50,8 @@ def _armed(place: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "sleep":
         time.sleep(float(argument or 1))
+    elif action == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     else:
         raise FailpointError(place)
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from backend import logs, migrate
 from backend.api import ROUTERS, docs, health, problems
 from backend.api.guards import Guard
+from backend.api.head import HeadAsGet
 from backend.api.registry import COMPONENTS
 from backend.auth import check_bind
 from backend.events import Hub
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (*ROUTERS, health.router, docs.router):
         app.include_router(router)
     mount(app, studio)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     _document_problems(app)
     return app

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -75,6 +75,7 @@ class Maintenance:
         self._owns_database = False
         self._me = new_id()
         self._leases = StandstillWatch()
+        self._attempts = StandstillWatch()
         self._leader = StandstillWatch()
         self._rubbish_at = time.monotonic() + min(60.0, 6 * settings.sweep_s)
         self._ended = threading.Event()
@@ -153,16 +154,22 @@ class Maintenance:
     # ---- T11, T12
 
     def _reap(self) -> None:
-        """Rescue running jobs whose heartbeat has stood still for a lease and three sweeps."""
+        """Rescue running jobs whose heartbeat has stood still for a lease, and stop attempts that outlast their kind's
+        time; both on this process's own clock, and seen in more than three sweeps."""
         at = time.monotonic()
+        columns = (Job.id, Job.fence, Job.hb_seq, Job.kind, Job.timed_out_at)
         with self._database.read() as session:
-            running = session.execute(
-                select(Job.id, Job.fence, Job.hb_seq).where(Job.state == "running")
-            ).all()
+            running = session.execute(select(*columns).where(Job.state == "running")).all()
         self._leases.look({row.id: (row.fence, row.hb_seq) for row in running}, at)
+        self._attempts.look({row.id: row.fence for row in running}, at)
         for row in running:
+            unit = Unit(job=row.id, fence=row.fence)
             if self._leases.still(row.id, self._settings.lease_s, at):
-                self._rescue(Unit(job=row.id, fence=row.fence))
+                self._rescue(unit)
+            elif row.timed_out_at is None and self._attempts.still(
+                row.id, self._settings.max_runtime_s(row.kind), at
+            ):
+                self._time_out(unit)
 
     def _rescue(self, unit: Unit) -> None:
         cause = note("worker_lost", "The worker that ran this job has not been heard of any more.")
@@ -171,14 +178,22 @@ class Maintenance:
         _log.warning("job_rescued", job=unit.job, state=state)
         self._doorbell.ring(session.info.get("hints", ()))
 
+    def _time_out(self, unit: Unit) -> None:
+        with self._database.write() as session:
+            if leases.time_out(session, unit):
+                _log.warning("job_timed_out", job=unit.job)
+        self._doorbell.ring(session.info.get("hints", ()))
+
     def _expire(self) -> None:
+        """Give up jobs that nobody began in time, by the database's clock: this process's own may be wrong."""
         error = {
             "code": "expired",
             "retryable": True,
             "message": "The job waited longer than it was meant to.",
         }
+        clock = now() if self._database.sqlite else func.now()
         with self._database.write() as session:
-            late = select(Job.id).where(Job.state == "queued", Job.expires_at < now()).limit(_BATCH)
+            late = select(Job.id).where(Job.state == "queued", Job.expires_at < clock).limit(_BATCH)
             for job_id in session.scalars(late).all():
                 jobs.transition(session, job_id, "failed", expected=("queued",), error=error)
 

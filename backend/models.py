@@ -126,6 +126,7 @@ class Concept(Base):
     class_noun: Mapped[str]
     token: Mapped[str]
     sample: Mapped[str | None]  # slug of the shipped sample set it was made from
+    consent: Mapped[dict[str, Any] | None]  # a `Consent`, where the photos show a person
     created_at: Mapped[datetime] = mapped_column(default=now)
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
@@ -156,7 +157,7 @@ class ConceptWeights(Base):
     __tablename__ = "concept_weights"
     id: Mapped[str] = _id()
     owner_id: Mapped[str] = _owner()
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)  # None: imported
     method: Mapped[str]
     side: Mapped[str]
     base: Mapped[str]
@@ -244,6 +245,7 @@ class Job(Base):
     alone: Mapped[bool] = mapped_column(default=False)  # run without batch neighbours after a shared death
     cancel_requested_at: Mapped[datetime | None]
     finish_requested_at: Mapped[datetime | None]
+    timed_out_at: Mapped[datetime | None]  # the running attempt is past its deadline and is being stopped
     lock_key: Mapped[str | None]
     uniq_key: Mapped[str | None]
     phase: Mapped[str] = mapped_column(default="")

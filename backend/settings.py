@@ -54,11 +54,18 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(default=60.0, gt=0, description="work that a crash may cost at most")
     max_deaths: int = Field(default=3, ge=1)
     max_attempts: int = Field(default=3, ge=1, description="tries of a job that fails with a retryable error")
+    max_training_s: float = Field(
+        default=259_200.0, gt=0, description="one attempt at a training may run this long"
+    )
+    max_generation_s: float = Field(
+        default=86_400.0, gt=0, description="one attempt at a generation may run this long"
+    )
     torch_threads: int = Field(
         default=0, ge=0, description="0: one fewer than the cores, one where there are two"
     )
 
     max_upload_bytes: int = Field(default=25_000_000, gt=0, description="of one photo")
+    max_weights_bytes: int = Field(default=200_000_000, gt=0, description="of one imported weights file")
     max_photo_pixels: int = Field(default=64_000_000, gt=0)
     min_photo_side_px: int = Field(default=256, gt=0)
     max_queued_jobs: int = Field(default=200, gt=0, description="of one owner")
@@ -83,6 +90,10 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'moongate.sqlite3'}"
+
+    def max_runtime_s(self, kind: str) -> float:
+        """How long one attempt at a job of this kind may run, in seconds."""
+        return self.max_training_s if kind == "train" else self.max_generation_s
 
     @property
     def embedded(self) -> bool:

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from backend.errors import InsufficientStorage
+from backend import process_tag
+from backend.errors import DISK_FULL, InsufficientStorage
+from backend.failpoints import fp
 from backend.identifiers import new_id
+from backend.process_tag import ProcessTag
 
 _KEY = re.compile(r"^[0-9a-f]{2}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _CHUNK = 1 << 20
@@ -46,8 +49,10 @@ class Storage:
         self.low_water_bytes = low_water_bytes
         self._objects = self.root / "objects"
         self._staging = self.root / "staging"
-        for folder in (self._objects, self._staging):
+        self._tags = self.root / "tags"
+        for folder in (self._objects, self._staging, self._tags):
             folder.mkdir(parents=True, exist_ok=True)
+        self._tag: ProcessTag | None = None
 
     # ---- writing
 
@@ -61,6 +66,7 @@ class Storage:
                         shutil.copyfileobj(source, out, _CHUNK)
                 else:
                     out.write(content)
+                fp("storage.write")
             return self.adopt(target)
         except BaseException:
             target.unlink(missing_ok=True)
@@ -68,12 +74,15 @@ class Storage:
 
     def stage(self) -> Path:
         """A fresh path on the storage's own filesystem, for a file that is still being written."""
-        return self._staging / new_id()
+        if self._tag is None:
+            self._tag = ProcessTag(self._tags)
+        return self._staging / f"{self._tag.name}.{new_id()}"
 
     def adopt(self, path: Path) -> Stored:
         """Publish a finished local file by moving it in; ``path`` is gone then. OSError for a symlink."""
         digest, size = hashlib.sha256(), 0
         with _disk_full_is_507(), _open_regular(path) as source:
+            fp("storage.adopt")
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
@@ -125,11 +134,12 @@ class Storage:
                     yield f"{shard.name}/{file.name}"
 
     def sweep_staging(self, older_than_s: float) -> int:
-        """Remove staged files that nobody finished; returns how many."""
+        """Remove staged files of processes that are gone, and any unfinished for so long; returns how many."""
         before, removed = time.time() - older_than_s, 0
+        gone = process_tag.dead(self._tags)
         for file in self._staging.iterdir():
             try:
-                if file.lstat().st_mtime <= before:
+                if file.name.partition(".")[0] in gone or file.lstat().st_mtime <= before:
                     file.unlink()
                     removed += 1
             except FileNotFoundError:
@@ -178,6 +188,6 @@ def _disk_full_is_507() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise InsufficientStorage from error
         raise

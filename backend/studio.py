@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from backend.db import Database
+from backend.failpoints import fp
 from backend.queue import Doorbell
+from backend.rubbish import DAY_S
 from backend.settings import Settings
 from backend.storage import Storage
 from backend.uploads import Darkroom
@@ -29,6 +31,7 @@ class Studio:
     def open(cls, settings: Settings) -> Studio:
         """Everything that the settings name; the database must have its tables already (``backend.migrate``)."""
         storage = Storage(settings.storage_dir, settings.low_water_bytes)
+        storage.sweep_staging(DAY_S)
         return cls(
             settings, Database(settings.database), storage, Doorbell(settings), Darkroom(storage, settings)
         )
@@ -44,6 +47,7 @@ class Studio:
         """One transaction; when it has committed, the jobs that were enqueued in it are rung."""
         with self.database.write() as session:
             yield session
+        fp("accept.after_commit")
         self.doorbell.ring(session.info.get("hints", ()))
 
     def close(self) -> None:

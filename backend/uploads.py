@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from backend.errors import AppError, Invalid, TooLarge, Unavailable, UnsupportedMedia
+from backend.confined import environment
+from backend.errors import AppError, InsufficientStorage, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from backend.schemas.problems import FieldError
 from backend.settings import Settings
 
@@ -30,7 +31,11 @@ PICTURE_S = 20.0
 NEAR_BITS = 6
 """Difference hashes this close (of 64 bits) are almost certainly the same scene."""
 _NAME_LIMIT = 120
-_STATUS: dict[str, type[AppError]] = {"unsupported-image": UnsupportedMedia, "file-too-large": TooLarge}
+_STATUS: dict[str, type[AppError]] = {
+    "unsupported-image": UnsupportedMedia,
+    "file-too-large": TooLarge,
+    "storage-full": InsufficientStorage,
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,24 @@ class Darkroom:
             raise
         return prepared
 
+    def edit(
+        self,
+        picture: Path,
+        name: str,
+        *,
+        rotate: int = 0,
+        crop: tuple[float, float, float, float] | None = None,
+    ) -> PreparedPhoto:
+        """A stored picture turned (clockwise degrees), then cropped (x, y, width, height as shares of the turned one).
+
+        ``picture`` is left as it is. Raises an AppError at ``/crop`` when what is left cannot be a photo.
+        """
+        self._shelf.require_space()
+        result = self._develop(name, picture, rotate=rotate, crop=crop)
+        if isinstance(result, PreparedPhoto):
+            return result
+        raise _refusal([(result["code"], FieldError(pointer="/crop", detail=result["detail"]))])
+
     def close(self) -> None:
         """End the child."""
         with self._lock:
@@ -111,19 +134,24 @@ class Darkroom:
                 "code": "file-too-large",
                 "detail": f"A photo may have at most {limit} MB. Scale it down.",
             }
-        source, picture, thumbnail = (self._shelf.stage() for _ in range(3))
+        source = self._shelf.stage()
         try:
             with source.open("xb") as copy:
                 shutil.copyfileobj(file, copy)
-            answer = self._ask(
-                source=str(source),
-                picture=str(picture),
-                thumbnail=str(thumbnail),
-                min_side_px=self._settings.min_photo_side_px,
-                max_pixels=self._settings.max_photo_pixels,
-            )
+            return self._develop(name, source)
         finally:
             source.unlink(missing_ok=True)
+
+    def _develop(self, name: str, source: Path, **edits: Any) -> PreparedPhoto | dict[str, str]:
+        picture, thumbnail = self._shelf.stage(), self._shelf.stage()
+        answer = self._ask(
+            source=str(source),
+            picture=str(picture),
+            thumbnail=str(thumbnail),
+            min_side_px=self._settings.min_photo_side_px,
+            max_pixels=self._settings.max_photo_pixels,
+            **edits,
+        )
         if "done" not in answer:
             picture.unlink(missing_ok=True)
             thumbnail.unlink(missing_ok=True)
@@ -186,7 +214,7 @@ class Darkroom:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=Path(__file__).resolve().parent.parent,
-                env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+                env=environment(),
             )
         return self._child
 

@@ -13,11 +13,12 @@ from backend.schemas.concepts import Concept
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.trainings import TrainingCreate
-from backend.services import bases, trainings
+from backend.services import bases, consent, trainings
 from frontend.asking import text
 
 METHOD = "custom-diffusion"
 PREFIX = "param."
+BY_PRESET = "by preset"
 PRESETS = ("quick", "balanced", "thorough")
 DEFAULT_PRESET = "quick"
 
@@ -35,7 +36,7 @@ class PresetView:
 
 @dataclass(frozen=True)
 class ParameterView:
-    """One field of the advanced fold; ``value`` is what happens when it stays empty."""
+    """One field of the advanced fold; ``value`` is what an empty one means, ``by preset`` where the presets differ."""
 
     name: str
     title: str
@@ -53,7 +54,7 @@ def view(
 ) -> dict[str, Any]:
     """Everything the template of the form needs."""
     card = CARDS[METHOD]
-    fields = [_parameter(name, schema, given) for name, schema in _properties(card).items()]
+    fields = [_parameter(card, name, schema, given) for name, schema in _properties(card).items()]
     return {
         "method": card,
         "bases": bases.list_all(session),
@@ -61,6 +62,7 @@ def view(
         "chosen": chosen if chosen in PRESETS else DEFAULT_PRESET,
         "fields": fields,
         "field_keys": [PREFIX + field.name for field in fields],
+        "needs_consent": concept.consent is None and consent.shows_person(concept.kind, concept.class_noun),
         "missing": _missing(card, len(concept.photos)),
     }
 
@@ -98,14 +100,16 @@ def _properties(card: MethodCard) -> dict[str, dict[str, Any]]:
     return properties
 
 
-def _parameter(name: str, schema: dict[str, Any], given: dict[str, str]) -> ParameterView:
+def _parameter(card: MethodCard, name: str, schema: dict[str, Any], given: dict[str, str]) -> ParameterView:
     key, boolean = PREFIX + name, schema.get("type") == "boolean"
+    default = schema.get("default")
+    differs = not boolean and any(preset.get(name, default) != default for preset in card.presets.values())
     return ParameterView(
         name=name,
         title=name.replace("_", " ").capitalize(),
         description=schema.get("description", "").capitalize(),
         type=schema.get("type", "string"),
-        value=schema.get("default") if key not in given or not boolean else given[key] == "true",
+        value=given[key] == "true" if boolean and key in given else BY_PRESET if differs else default,
         given=given.get(key, ""),
         step="1" if schema.get("type") == "integer" else "any",
         minimum=schema.get("minimum"),

@@ -31,10 +31,10 @@ FILES: tuple[tuple[str, str, Path], ...] = (
 
 ICONS: tuple[str, ...] = (
     "activity", "arrow-left", "arrow-right", "check", "chevron-down", "chevron-left", "chevron-right",
-    "circle-alert", "circle-dashed", "clock", "cpu", "dice-5", "download", "graduation-cap", "hard-drive",
+    "circle-alert", "circle-dashed", "clock", "cpu", "crop", "dice-5", "download", "graduation-cap", "hard-drive",
     "house", "image-plus", "images", "info", "layers", "list-ordered", "lock", "moon", "pen-line", "play",
-    "plus", "refresh-cw", "repeat-2", "save", "search", "settings", "shuffle", "square", "star", "sun",
-    "sun-moon", "trash-2", "triangle-alert", "upload", "wand-sparkles", "x",
+    "plus", "refresh-cw", "repeat-2", "rotate-cw", "save", "search", "settings", "shuffle", "square", "star",
+    "sun", "sun-moon", "trash-2", "triangle-alert", "upload", "wand-sparkles", "x",
 )  # fmt: skip
 """Names of the lucide icons in the sprite."""
 

@@ -29,7 +29,7 @@ class VersionView:
     id: str
     title: str
     base: str
-    job: str
+    job: str | None
     steps: int
     size_bytes: int
     file_url: str

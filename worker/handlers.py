@@ -33,6 +33,8 @@ from worker.model_cache import ModelCache
 from worker.pipe_run import PHASES, Reporter
 from worker.recipes import image_recipe, png_chunks
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class PipeRun:
     """A ``worker.ml.run.Run`` that reports over the pipe and keeps checkpoints in the job's directory."""
@@ -41,6 +43,8 @@ class PipeRun:
         self._job = job
         self._reporter = reporter
         self._checkpoints = Path(job.checkpoints)
+        self.gradient_accumulation = 1
+        self._told_disk_full = False
 
     @property
     def checkpoint_s(self) -> float:
@@ -50,6 +54,7 @@ class PipeRun:
         phase = PHASES.get(unit, "training")
         if "loss" in metrics:
             self._reporter.loss(done, metrics["loss"])
+            self.gradient_accumulation = int(metrics.get("gradient_accumulation", 1))
         if unit != "preview":
             self._reporter.progress(phase, done, total)
         if (asked := self._reporter.asked) is not None:
@@ -68,7 +73,18 @@ class PipeRun:
 
     def checkpoint(self, unit: str, state: Checkpoint) -> None:
         fp("checkpoint.before_write")
-        save_checkpoint(self._checkpoints / unit, state)
+        try:
+            save_checkpoint(self._checkpoints / unit, state, lambda file: fp(f"checkpoint.{file}"))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            if not self._told_disk_full:
+                self._told_disk_full = True
+                self.note(
+                    "checkpoint_not_written",
+                    "The disk is full: a checkpoint was not written; the one before is kept.",
+                )
+            return
         fp("checkpoint.after_write")
         self._reporter.send(Checkpointed(**self._reporter.tag, step=state.step))
 
@@ -128,7 +144,7 @@ class Workshop:
             return JobFailed(error.code, str(error), retryable=error.retryable)
         if (fault := device.classify(error)) is not None:
             return JobFailed(fault.code, fault.message, retryable=fault.retryable, sticky=fault.sticky)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return JobFailed(
                 "storage_full", "The worker's disk is full. Free some space and try again.", retryable=True
             )
@@ -166,8 +182,11 @@ class Workshop:
         reporter.progress("saving", weights.manifest.steps, weights.manifest.steps)
         analysis = weight_change(model, weights)
         file = reporter.staging / "weights.safetensors"
+        fp("result.before_write")
         weights.save(file)
         report = {"analysis": analysis.model_dump(mode="json"), "steps": weights.manifest.steps}
+        if run.gradient_accumulation > 1:
+            report["gradient_accumulation"] = run.gradient_accumulation
         return Succeeded(
             **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
         )

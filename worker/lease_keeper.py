@@ -83,7 +83,7 @@ class LeaseKeeper:
             _log.warning("lease_lost", job=attempt.unit.job, fence=attempt.unit.fence)
             attempt.lost = True
             self._cancel(attempt)
-        elif asked.cancel:
+        elif asked.cancel or asked.timed_out:
             self._cancel(attempt)
         elif asked.finish and not attempt.finish_sent:
             attempt.finish_sent = True

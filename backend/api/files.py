@@ -22,16 +22,18 @@ def send(
     sha256: str,
     name: str | None = None,
     disposition: Literal["inline", "attachment"] = "inline",
+    changes: bool = False,
 ) -> Response:
     """A whole file, a range of it, or 304. ``name`` is RFC 6266-encoded. NotFound when the file is gone.
 
-    ``sha256`` identifies the content for ever: keys are never reused, so the answer may be kept, privately.
+    ``sha256`` identifies the content for ever: keys are never reused, so the answer may be kept, privately, unless
+    the same address may show something else later (``changes``).
     """
     if path.is_symlink() or not path.is_file():
         raise NotFound
     headers = {
         "etag": f'"{sha256}"',
-        "cache-control": "private, max-age=31536000, immutable",
+        "cache-control": "private, no-cache" if changes else "private, max-age=31536000, immutable",
         "content-security-policy": SANDBOX,
     }
     if matches(request.headers.get("if-none-match", ""), headers["etag"]):

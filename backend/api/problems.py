@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -138,9 +138,14 @@ def install(app: FastAPI) -> None:
 
     def _database(request: Request, error: Exception) -> JSONResponse:
         _log.warning("database_unavailable", error=type(error).__name__)
-        if isinstance(error, DBAPIError) and "disk is full" in str(error.orig):
-            return reply(request, errors.InsufficientStorage())
         return reply(request, errors.Unavailable(headers={"Retry-After": "5"}))
+
+    @app.exception_handler(OSError)
+    def _disk(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in errors.DISK_FULL:
+            raise error
+        _log.warning("disk_full")
+        return reply(request, errors.InsufficientStorage())
 
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, _database)

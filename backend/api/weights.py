@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query, Request, Response
+from fastapi import File, Form, Query, Request, Response, UploadFile
 
+from backend import weights_upload
 from backend.api.dependencies import Cursor, ItemId, Limit, Owner, Reads, Studied, Writes
 from backend.api.files import file_of, send
 from backend.api.registry import make_router, problems
 from backend.schemas.strict import Id, Page
 from backend.schemas.weights import Weights, WeightsAnalysis
-from backend.services import weights
+from backend.services import imports, weights
 
 router = make_router("weights")
 _TYPE = "application/octet-stream"
@@ -28,6 +29,25 @@ def list_weights(
     """Weights, newest first."""
     rows, after = weights.page(session, owner, limit, cursor, concept)
     return Page(items=weights.to_schemas(session, rows), next=after)
+
+
+@router.post("/weights/import", status_code=201, responses=problems(404, 413, 415, 507))
+def import_weights(
+    *,
+    file: Annotated[UploadFile, File(description="a native weights file of this or another studio")],
+    concept: Annotated[
+        Id | None, Form(description="add them to this concept; else a new one is made")
+    ] = None,
+    session: Writes,
+    owner: Owner,
+    studio: Studied,
+    response: Response,
+) -> Weights:
+    """Take in weights that another studio exported. A file that is not sound, or fits no base here, stores nothing."""
+    received = weights_upload.receive(studio.storage, file.file, studio.settings.max_weights_bytes)
+    row = imports.store(session, studio.storage, owner, received, concept)
+    response.headers["location"] = f"/api/v1/weights/{row.id}"
+    return weights.to_schema(session, row)
 
 
 @router.get("/weights/{id}", responses=problems(404))

@@ -37,6 +37,11 @@ class BaseDescription(Strict):
     class_nouns: list[str] = Field(
         default_factory=list, description="nouns the base draws well; empty: unknown"
     )
+    text_sites: dict[str, list[int]] = Field(
+        default_factory=dict,
+        description="shape of every key and value matrix of cross-attention, by its site",
+    )
+    token_width: int = Field(default=0, description="numbers in a row of the text encoder's token embedding")
 
 
 class BaseModelInfo(Strict):

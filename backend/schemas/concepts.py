@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from backend.schemas.strict import Id, Strict
 
@@ -13,7 +13,26 @@ Kind = Literal["subject", "style"]
 Token = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 """A placeholder token without its ``@``: lower case, starts with a letter."""
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
+_ROUNDING = 1e-6
 ClassNoun = Annotated[str, StringConstraints(strip_whitespace=True, max_length=60)]
+
+
+ConsentBasis = Literal["agreed", "self", "guardian"]
+"""The person has agreed, is the one who asks, or somebody who may decide for them has agreed."""
+
+
+class ConsentGiven(Strict):
+    """The person on the photos has agreed that the studio is taught how they look."""
+
+    basis: ConsentBasis
+
+
+class Consent(ConsentGiven):
+    """The record of it: who said so, when, and to which version of the sentence."""
+
+    given_by: Id
+    version: str
+    given_at: datetime
 
 
 class ConceptCreate(Strict):
@@ -23,6 +42,10 @@ class ConceptCreate(Strict):
     kind: Kind = "subject"
     class_noun: ClassNoun = ""
     token: Token | None = None
+    consent: ConsentGiven | None = Field(
+        default=None,
+        description="required before a person is trained: class nouns such as woman, child, face",
+    )
 
 
 class ConceptPatch(Strict):
@@ -31,6 +54,7 @@ class ConceptPatch(Strict):
     name: Name | None = None
     class_noun: ClassNoun | None = None
     token: Token | None = None
+    consent: ConsentGiven | None = None
 
 
 class Photo(Strict):
@@ -42,8 +66,50 @@ class Photo(Strict):
     url: str
     thumbnail_url: str
     warnings: list[str] = Field(
-        default_factory=list, description="sentences: blurred, duplicate of another, small"
+        default_factory=list,
+        description="sentences: small, blurred, very dark, cut off, duplicate of another",
     )
+
+
+class CropBox(Strict):
+    """A part of a picture, in shares of its width and height; ``x`` and ``y`` are its upper left corner."""
+
+    x: Annotated[float, Field(ge=0, lt=1)]
+    y: Annotated[float, Field(ge=0, lt=1)]
+    width: Annotated[float, Field(gt=0, le=1)]
+    height: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _inside(self) -> CropBox:
+        if self.x + self.width > 1 + _ROUNDING or self.y + self.height > 1 + _ROUNDING:
+            raise ValueError("the box reaches beyond the picture")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return min(self.width, self.height) > 1 - _ROUNDING
+
+
+class PhotoPatch(Strict):
+    """``PATCH /concepts/{id}/photos/{photo_id}``: turned first, then cropped."""
+
+    rotate: Literal[0, 90, 180, 270] = Field(default=0, description="degrees clockwise")
+    crop: CropBox | None = Field(default=None, description="what is kept of the turned picture")
+
+
+class PhotoReport(Strict):
+    """What would be said of a photo if it were added."""
+
+    width: int
+    height: int
+    warnings: list[str]
+    fingerprint: str = Field(
+        description="64-bit difference hash, hexadecimal; photos at most 6 bits apart are almost the same"
+    )
+
+
+class PhotoReportList(Strict):
+    items: list[PhotoReport]
 
 
 class PhotoList(Strict):
@@ -56,7 +122,7 @@ class ConceptWeightsSummary(Strict):
     id: Id
     method: str
     base: str
-    job: Id
+    job: Id | None = Field(description="null when they were imported")
     size_bytes: int
     created_at: datetime
 
@@ -69,6 +135,7 @@ class Concept(Strict):
     kind: Kind
     class_noun: str
     token: str
+    consent: Consent | None
     photos: list[Photo]
     weights: list[ConceptWeightsSummary]
     created_at: datetime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,20 @@ class WeightsManifest(Strict):
     code_version: str
 
 
+class TensorShape(Strict):
+    """Type and shape of one tensor of a file."""
+
+    dtype: Literal["F32", "F16", "BF16"]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
+
+
+class ReadWeights(Strict):
+    """What was read of an uploaded native file."""
+
+    manifest: WeightsManifest
+    tensors: dict[str, TensorShape]
+
+
 class Weights(Strict):
     """``GET /weights/{id}``."""
 
@@ -54,7 +68,7 @@ class Weights(Strict):
     sha256: str
     parents: list[Id]
     report: dict[str, Any]
-    job: Id
+    job: Id | None = Field(description="the training that made them; null when they were imported")
     file_url: str
     created_at: datetime
 

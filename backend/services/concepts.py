@@ -15,18 +15,25 @@ from backend.errors import Conflict, Invalid
 from backend.models import Artifact, Concept, ConceptWeights, Photo, WeightsConcept, now
 from backend.schemas import concepts as schemas
 from backend.schemas.concepts import ConceptCreate, ConceptPatch, ConceptWeightsSummary
-from backend.services import dependants, images, jobs, owned, paging, photos
+from backend.services import consent, dependants, images, jobs, owned, paging, photos
 
 RESERVED_TOKENS = frozenset({"startoftext", "endoftext", "pad", "unk", "all", "none"})
 
 
-def create(session: Session, owner_id: str, body: ConceptCreate, sample: str | None = None) -> Concept:
+def create(
+    session: Session,
+    owner_id: str,
+    body: ConceptCreate,
+    *,
+    sample: str | None = None,
+    wish: str | None = None,
+) -> Concept:
     """A new concept. Invalid when the noun is missing or the token reserved, Conflict when the token is taken.
 
-    Without a token it gets a slug of the name, with a number behind it when that is taken.
+    Without a token it gets ``wish``, else a slug of the name, with a number behind it when that is taken.
     """
     _check_noun(body.kind, body.class_noun)
-    token = body.token or _free_token(session, owner_id, slug(body.name))
+    token = body.token or _free_token(session, owner_id, wish or slug(body.name))
     _check_token(token)
     row = Concept(
         owner_id=owner_id,
@@ -35,7 +42,10 @@ def create(session: Session, owner_id: str, body: ConceptCreate, sample: str | N
         class_noun=unicodedata.normalize("NFC", body.class_noun),
         token=token,
         sample=sample,
+        consent=None,
     )
+    if body.consent is not None:
+        consent.record(row, body.consent.basis)
     _save(session, row)
     return row
 
@@ -64,6 +74,8 @@ def patch(session: Session, owner_id: str, concept_id: str, body: ConceptPatch) 
     if body.token is not None:
         _check_token(body.token)
         row.token = body.token
+    if body.consent is not None:
+        consent.record(row, body.consent.basis)
     _save(session, row)
     return row
 
@@ -131,6 +143,7 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
                 "kind": row.kind,
                 "class_noun": row.class_noun,
                 "token": row.token,
+                "consent": row.consent,
                 "photos": [photos.to_schema(photo) for photo in shown[row.id]],
                 "weights": taught[row.id],
                 "created_at": row.created_at,
@@ -194,7 +207,7 @@ def _token_taken() -> Conflict:
     return Conflict("Another concept has this token already. Choose another.", code="token-taken")
 
 
-def _previews(session: Session, job_id: str) -> list[str]:
+def _previews(session: Session, job_id: str | None) -> list[str]:
     query = select(Artifact).where(Artifact.job_id == job_id, Artifact.role == "preview")
     found = list(session.scalars(query))
     for artifact in found:

@@ -11,9 +11,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from backend.db import Database
-from backend.models import Job, Worker, now
+from backend.identifiers import new_id
+from backend.models import LOCAL_OWNER, Job, Outbox, Worker, now
 from backend.storage import Storage
 
+PROBE_BYTES = 20_000
+"""Several pages of a database."""
 _WORKING = ("starting", "ready", "busy")
 
 
@@ -36,11 +39,27 @@ def readiness(database: Database, storage: Storage, lease_s: float) -> Readiness
             session.execute(text("SELECT 1"))
             if not live_workers(session, lease_s):
                 reasons["workers"] = "no supervisor has reported within its lease"
+        if database.doubtful and not _takes_writes(database):
+            reasons["database"] = "the database cannot be written"
     except SQLAlchemyError:
         reasons["database"] = "the database does not answer"
     if not storage.writable():
         reasons["storage"] = "the storage cannot be written"
     return Readiness(reasons)
+
+
+def _takes_writes(database: Database) -> bool:
+    """Whether a write that needs room succeeds. Asked only after one has failed, since it costs a commit."""
+    probe = Outbox(id=new_id(), owner_id=LOCAL_OWNER, topic="probe", ref="x" * PROBE_BYTES)
+    try:
+        with database.write() as session:
+            session.add(probe)
+            session.flush()
+            session.delete(probe)
+    except SQLAlchemyError:
+        return False
+    database.doubtful = False
+    return True
 
 
 def live_workers(session: Session, lease_s: float) -> list[Worker]:

@@ -24,7 +24,7 @@ from backend.schemas.jobs import TERMINAL, JobError, JobMetrics, JobProgress
 from backend.schemas.jobs import Job as JobSchema
 from backend.schemas.strict import Strict
 from backend.schemas.version import VERSION
-from backend.services import job_events
+from backend.services import inputs, job_events
 from backend.services.job_events import Event, events_after
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
 
 PRIORITIES = {"generate": 10}
 """Somebody waits in front of a generation, so it runs before trainings that have not begun."""
+QUEUED_AT_MOST = timedelta(days=7)
+"""A job that nobody began for so long has expired; every return to the queue begins the time anew."""
 FIRST_RING_S = 5.0
 """A hint still unanswered after this long is sent again by the outbox pump."""
 _CHECKPOINTED = frozenset({"train"})
@@ -85,10 +87,12 @@ def enqueue(
 
 
 def retry(session: Session, owner_id: str, job_id: str, max_queued_jobs: int = 200) -> Job:
-    """A new job with the same spec, linked by ``retry_of``. Conflict unless the old one failed or was cancelled."""
+    """A new job with the same spec, linked by ``retry_of``. Conflict unless the old one failed or was cancelled, and
+    when something it was pinned to is gone."""
     old = get(session, owner_id, job_id)
     if old.state not in ("failed", "cancelled"):
         raise Conflict("Only a job that failed or was cancelled can be tried again.", code="not-retryable")
+    inputs.require(session, old)
     copied = ("owner_id", "kind", "queue", "priority", "request", "spec", "spec_version", "spec_hash", "base",
               "base_hash", "uniq_key")  # fmt: skip
     return _accept(
@@ -105,6 +109,7 @@ def _accept(session: Session, job: Job, max_queued_jobs: int) -> Job:
             extra={"limit": max_queued_jobs},
         )
     job.state, job.phase, job.app_version, job.not_before = "queued", "waiting", VERSION, now()
+    job.expires_at = now() + QUEUED_AT_MOST
     try:
         with session.begin_nested():
             session.add(job)
@@ -150,6 +155,8 @@ def transition(
     values: dict[str, Any] = {"state": to, "last_event": Job.last_event + len(written)} | columns
     if to != "running":
         values["worker_id"] = None
+    if to == "queued":
+        values["expires_at"] = now() + QUEUED_AT_MOST
     if ends:
         values |= {"finished_at": now(), "eta_s": None}
     row = session.execute(

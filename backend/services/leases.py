@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, aliased
 
 from backend.failpoints import fp
 from backend.models import Job, Worker, now
+from backend.queue import Hint
 from backend.schemas.executor import Unit
 from backend.services import job_events, jobs
 from backend.services.job_events import Event, note
@@ -24,12 +25,20 @@ from backend.services.job_events import Event, note
 RETRY_FIRST_S, RETRY_LONGEST_S = 5.0, 600.0
 
 
+TIMEOUT = {
+    "code": "timeout",
+    "retryable": False,
+    "message": "It ran for longer than this studio lets a job run. Ask for fewer steps or pictures at once.",
+}
+
+
 @dataclass(frozen=True)
 class Flags:
-    """What people asked of a running job."""
+    """What was asked of a running job: by people, or by the reaper because its time is over."""
 
     cancel: bool
     finish: bool
+    timed_out: bool = False
 
 
 # ---- T3 claim
@@ -115,25 +124,31 @@ def heartbeat(session: Session, worker_id: str, units: Iterable[Unit]) -> dict[s
         update(Job)
         .where(Job.worker_id == worker_id, Job.state == "running", tuple_(Job.id, Job.fence).in_(held))
         .values(hb_seq=Job.hb_seq + 1)
-        .returning(Job.id, Job.cancel_requested_at, Job.finish_requested_at)
+        .returning(*_ASKED)
         .execution_options(synchronize_session=False)
     )
-    return {
-        row.id: Flags(row.cancel_requested_at is not None, row.finish_requested_at is not None)
-        for row in rows
-    }
+    return _flags(rows)
 
 
 def flags(session: Session, units: Iterable[Unit]) -> dict[str, Flags]:
     """The same answer without renewing."""
     held = [(unit.job, unit.fence) for unit in units]
-    rows = session.execute(
-        select(Job.id, Job.cancel_requested_at, Job.finish_requested_at).where(
-            Job.state == "running", tuple_(Job.id, Job.fence).in_(held)
-        )
+    return _flags(
+        session.execute(select(*_ASKED).where(Job.state == "running", tuple_(Job.id, Job.fence).in_(held)))
     )
+
+
+_ASKED = (Job.id, Job.cancel_requested_at, Job.finish_requested_at, Job.timed_out_at)
+
+
+def _flags(rows: Iterable[Any]) -> dict[str, Flags]:
     return {
-        row.id: Flags(row.cancel_requested_at is not None, row.finish_requested_at is not None)
+        row.id: Flags(
+            *(
+                asked is not None
+                for asked in (row.cancel_requested_at, row.finish_requested_at, row.timed_out_at)
+            )
+        )
         for row in rows
     }
 
@@ -164,16 +179,27 @@ def _held(session: Session, unit: Unit) -> Job | None:
     )
 
 
+def _overruled(held: Job) -> tuple[str, dict[str, Any]] | None:
+    """State and columns in which a job ends however its attempt ended: a person's cancel wins, then the deadline."""
+    if held.cancel_requested_at is not None:
+        return "cancelled", {}
+    if held.timed_out_at is not None:
+        return "failed", {"error": TIMEOUT}
+    return None
+
+
 def release(session: Session, unit: Unit, cause: Event) -> str | None:
-    """T5: back to the queue at once, and the attempt does not count; the checkpoint stays. A cancel request wins.
+    """T5: back to the queue at once, and the attempt does not count; the checkpoint stays. A cancel request and the
+    deadline win.
 
     ``cause`` is a note that says why. Returns the new state, or None for a stale fence.
     """
     held = _held(session, unit)
     if held is None:
         return None
-    if held.cancel_requested_at is not None:
-        return "cancelled" if cancelled(session, unit) else None
+    if (over := _overruled(held)) is not None:
+        jobs.transition(session, unit.job, over[0], expected=("running",), **over[1])
+        return over[0]
     jobs.transition(
         session, unit.job, "queued", Job.fence == unit.fence, expected=("running",),
         events=[cause], note=cause.data["message"], attempt=Job.attempt - 1, not_before=now(), phase="waiting",
@@ -193,9 +219,9 @@ def fail(session: Session, unit: Unit, error: dict[str, Any], max_attempts: int)
     if held is None:
         return None
     told = [note(error["code"], error["message"])]
-    if held.cancel_requested_at is not None:
-        jobs.transition(session, unit.job, "cancelled", expected=("running",), events=told)
-        return "cancelled"
+    if (over := _overruled(held)) is not None:
+        jobs.transition(session, unit.job, over[0], expected=("running",), events=told, **over[1])
+        return over[0]
     if error["retryable"] and held.attempt < max_attempts:
         delay = min(RETRY_FIRST_S * 2**held.attempt, RETRY_LONGEST_S) * random.uniform(0.8, 1.2)
         jobs.transition(
@@ -208,19 +234,44 @@ def fail(session: Session, unit: Unit, error: dict[str, Any], max_attempts: int)
     return "failed"
 
 
-def cancelled(session: Session, unit: Unit) -> bool:
-    """T10: the computation has stopped as it was asked to, and there is nothing to keep."""
-    asked = or_(Job.cancel_requested_at.is_not(None), Job.finish_requested_at.is_not(None))
-    return jobs.transition(
-        session, unit.job, "cancelled", Job.fence == unit.fence, asked, expected=("running",)
-    )
+def cancelled(session: Session, unit: Unit) -> str | None:
+    """T10, T12: the computation has stopped as it was asked to, and there is nothing to keep.
+
+    Returns the new state; None for a stale fence, and for a job that nobody asked to stop.
+    """
+    held = _held(session, unit)
+    if held is None:
+        return None
+    over = _overruled(held) or (("cancelled", {}) if held.finish_requested_at is not None else None)
+    if over is None:
+        return None
+    jobs.transition(session, unit.job, over[0], expected=("running",), **over[1])
+    return over[0]
+
+
+def time_out(session: Session, unit: Unit) -> bool:
+    """T12: mark that the attempt has run for too long. Its supervisor stops it, and the job ends as failed, unless its
+    result or a cancel comes first. False when it is marked already, or for a stale fence."""
+    marked = session.execute(
+        update(Job)
+        .where(
+            Job.id == unit.job, Job.fence == unit.fence, Job.state == "running", Job.timed_out_at.is_(None)
+        )
+        .values(timed_out_at=now())
+        .returning(Job.queue)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if marked is None:
+        return False
+    session.info.setdefault("hints", []).append(Hint(unit.job, marked.queue))
+    return True
 
 
 def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: int) -> str | None:
     """T6 and T11 when the process that held the job died: resume, unless it dies again and again.
 
-    Deaths are counted since the last checkpoint that verified; a cancel request wins. Returns the new state, or
-    None when the job is no longer this attempt's.
+    Deaths are counted since the last checkpoint that verified; a cancel request and the deadline win. Returns the
+    new state, or None when the job is no longer this attempt's.
     """
     held = _held(session, unit)
     if held is None:
@@ -232,8 +283,9 @@ def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: 
         "rate": None, "eta_s": None,
     }  # fmt: skip
     told = None
-    if held.cancel_requested_at is not None:
-        to = "cancelled"
+    if (over := _overruled(held)) is not None:
+        to = over[0]
+        columns |= over[1]
     elif deaths >= max_deaths:
         to = "failed"
         columns["error"] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,15 +19,18 @@ from backend.schemas.problems import FieldError
 from backend.schemas.trainings import (
     PinnedConcept,
     PinnedFile,
+    Preset,
     TrainingCreate,
     TrainingForecast,
     TrainSpec,
 )
-from backend.services import bases, jobs, owned, photos, prompts
+from backend.services import bases, consent, jobs, owned, photos, prompts
 from backend.services.prompts import Placeholder
 
 QUEUE = "train_any"
 PREVIEWS = 2
+RECENT = 5
+"""Trainings that say how long one takes here."""
 
 
 def start(session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs: int = 200) -> Job:
@@ -56,6 +60,8 @@ def pin(session: Session, owner_id: str, body: TrainingCreate) -> TrainSpec:
     rows = [owned.get(session, Concept, owner_id, concept_id) for concept_id in body.concepts]
     if len({row.id for row in rows}) < len(rows):
         raise Invalid.at("/concepts", "The same concept is named twice.")
+    for index, row in enumerate(rows):
+        consent.require(row, f"/concepts/{index}")
     params = _params(card, body)
     pinned = [_pinned(session, row, card, index) for index, row in enumerate(rows)]
     return TrainSpec(
@@ -97,6 +103,23 @@ def forecast(session: Session, owner_id: str, body: TrainingCreate) -> TrainingF
         size_bytes=earlier.size_bytes,
         basis="From the last training with this method on this machine, by the number of steps.",
     )
+
+
+def usual_s(session: Session, method: str = "custom-diffusion", preset: Preset = "quick") -> float | None:
+    """How long a training with the preset takes here, from the last ones that succeeded; None when there are none."""
+    query = (
+        select(Job.total_steps, Job.metrics)
+        .where(Job.kind == "train", Job.state == "succeeded")
+        .order_by(Job.id.desc())
+        .limit(RECENT)
+    )
+    steps = CARDS[method].params_type(**CARDS[method].presets[preset]).model_dump()["steps"]
+    took = [
+        run_s * steps / total
+        for total, told in session.execute(query)
+        if total and (run_s := told.get("run_s"))
+    ]
+    return median(took) if took else None
 
 
 def _card(name: str) -> MethodCard:

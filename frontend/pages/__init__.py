@@ -7,17 +7,21 @@ from frontend.pages import (
     images,
     jobs,
     new_concept,
+    photos,
     queue,
     settings,
     studio,
     trainings,
+    weights,
 )
 
 ROUTERS = (
     studio.router,
     new_concept.router,
     concepts.router,
+    photos.router,
     trainings.router,
+    weights.router,
     jobs.router,
     compose.router,
     gallery.router,

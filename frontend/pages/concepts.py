@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import AppError
-from backend.services import concepts, images, photos, samples
+from backend.services import concepts, images, samples
 from backend.studio import Studio
 from frontend import job_view, training_form, version_view
-from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, checked_id, files, text
+from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, text
 from frontend.rendering import PageRoute, render, see
 
 router = APIRouter(route_class=PageRoute)
@@ -77,29 +77,6 @@ def concept_page(
             errors=errors or {},
             **training_form.view(session, owner, concept, chosen=chosen, given=given or {}),
         )
-
-
-@router.post("/concepts/{id}/photos")
-def add_photos(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
-    chosen = [(file.filename or "", file.file) for file in files(form, "files")]
-    try:
-        prepared = studio.darkroom.prepare(chosen)
-        with studio.writing() as session:
-            photos.add(session, studio.storage, owner, id, prepared)
-    except AppError as error:
-        said = {"": " ".join(wrong.detail for wrong in error.errors) or error.detail}
-        return concept_page(request, studio, owner, id, errors=said, status=error.status)
-    return see(f"/concepts/{id}")
-
-
-@router.post("/concepts/{id}/photos/{photo_id}/delete")
-def remove_photo(request: Request, studio: Studied, owner: Owner, id: ItemId, photo_id: str) -> Response:
-    try:
-        with studio.writing() as session:
-            photos.remove(session, owner, id, checked_id(photo_id))
-    except AppError as error:
-        return concept_page(request, studio, owner, id, errors={"": error.detail}, status=error.status)
-    return see(f"/concepts/{id}")
 
 
 @router.post("/concepts/{id}/delete")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import AppError, Invalid
 from backend.schemas.concepts import ConceptCreate
-from backend.services import bases, concepts, photos, samples
+from backend.services import bases, concepts, consent, photos, samples
 from frontend.asking import Form, Owner, Studied, beside_fields, files, filled, text, valid
 from frontend.rendering import PageRoute, render, see
 
@@ -44,19 +46,28 @@ def create_concept(request: Request, studio: Studied, owner: Owner, form: Form) 
         said = beside_fields(error)
         if error.code == "token-taken":
             said = {"token": error.detail}
-        values = {name: text(form, name) for name in FIELDS}
+        values = {name: text(form, name) for name in FIELDS} | {"person": "yes" if _person(form) else ""}
         return _page(request, studio, values, said, error.status)
     return see(f"/concepts/{concept.id}")
 
 
-def _wanted(form: Form) -> dict[str, str]:
+def _wanted(form: Form) -> dict[str, Any]:
     """The fields of the request. Invalid when photos show a person who has not agreed."""
-    wanted = {"name": text(form, "name")} | filled(form, ("kind", "token"))
+    wanted: dict[str, Any] = {"name": text(form, "name"), **filled(form, ("kind", "token"))}
     if wanted.get("kind") != "style":
         wanted |= filled(form, ("class_noun",))
-        if text(form, "person") and not text(form, "consent"):
-            raise Invalid.at("/consent", "Teaching how a person looks needs that person's consent.")
+        if _person(form):
+            if not text(form, "consent"):
+                raise Invalid.at("/consent", consent.REASON)
+            wanted["consent"] = {"basis": "agreed"}
     return wanted
+
+
+def _person(form: Form) -> bool:
+    """Whether the photos show a person: as ticked, or by the noun."""
+    return bool(text(form, "person")) or consent.shows_person(
+        text(form, "kind") or "subject", text(form, "class_noun")
+    )
 
 
 @router.post("/concepts/samples/{slug}")

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backend.services import bases, concepts, images, samples
+from backend.services import bases, concepts, images, samples, trainings
 from frontend import job_view, phrases
 from frontend.asking import Owner, Studied
 from frontend.rendering import PageRoute, render
@@ -15,7 +15,6 @@ router = APIRouter(route_class=PageRoute)
 NEWEST_CONCEPTS = 12
 NEWEST_IMAGES = 24
 START_PROMPTS = ("a photo of {} on the beach", "a photo of {} in the snow", "a pencil drawing of {} at night")
-USUAL_TRAINING_S = 120.0
 
 
 @router.get("/")
@@ -25,6 +24,7 @@ def studio(request: Request, studio: Studied, owner: Owner) -> Response:
         drawn, _ = images.page(session, owner, limit=NEWEST_IMAGES)
         known = bases.list_all(session)
         prompts = next((base.example_prompts[:3] for base in known if base.example_prompts), START_PROMPTS)
+        usual_s = trainings.usual_s(session)
         return render(
             request,
             "studio.html",
@@ -33,5 +33,5 @@ def studio(request: Request, studio: Studied, owner: Owner) -> Response:
             training=job_view.lessons(session, owner),
             samples=[one for one in samples.sets() if one.featured],
             prompts=[prompt.partition("{}")[::2] for prompt in prompts],
-            forecast=f"about {phrases.duration(USUAL_TRAINING_S)}",
+            forecast=usual_s and f"about {phrases.duration(usual_s)}",
         )

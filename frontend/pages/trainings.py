@@ -7,8 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import AppError
+from backend.schemas.concepts import ConceptPatch, ConsentGiven
 from backend.schemas.trainings import TrainingCreate
-from backend.services import trainings
+from backend.services import concepts, consent, trainings
 from frontend import training_form
 from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, text, valid
 from frontend.pages.concepts import concept_page
@@ -23,9 +24,14 @@ def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: For
         body = valid(TrainingCreate, training_form.wanted(id, form))
         studio.storage.require_space()
         with studio.writing() as session:
+            if text(form, "consent"):
+                agreed = ConceptPatch(consent=ConsentGiven(basis="agreed"))
+                concepts.patch(session, owner, id, agreed)
             job = trainings.start(session, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
         said = beside_fields(error, {"params/": training_form.PREFIX})
+        if error.code == "consent-required":
+            said = {"consent": consent.REASON}
         given = {name: text(form, name) for name in form}
         chosen = text(form, "preset")
         return concept_page(

@@ -6,5 +6,6 @@ import "./elements/job-images.js";
 import "./elements/image-grid.js";
 import "./elements/light-box.js";
 import "./elements/photo-drop.js";
+import "./elements/crop-frame.js";
 import "./elements/prompt-box.js";
 import "./elements/seed-field.js";

@@ -177,6 +177,22 @@ def test_the_same_recipe_draws_the_same_picture(client: httpx.Client, generation
     assert difference <= 2
 
 
+def test_an_exported_file_is_imported_and_drawn_with(client: httpx.Client, training: dict[str, Any]) -> None:
+    """As in another studio: a concept of its own, the same tensors, the same picture."""
+    exported = client.get(f"/weights/{training['result']['weights']}/file").content
+    answer = client.post("/weights/import", files={"file": ("stark.safetensors", exported)})
+    assert answer.status_code == 201, answer.text
+    imported = client.get(f"/concepts/{answer.json()['concepts'][0]}").json()
+    assert imported["token"] == "stark-2"
+    drawn = []
+    for token in ("stark", imported["token"]):
+        body = {"prompt": f"a photo of @{token}", "num_images": 1, "seed": 4, "num_inference_steps": 4}
+        [image] = finished(client, client.post("/generations", json=body).json())["result"]["images"]
+        drawn.append(Image.open(io.BytesIO(client.get(f"/images/{image}/file").content)).convert("RGB"))
+    apart = zip(drawn[0].tobytes(), drawn[1].tobytes(), strict=True)
+    assert max(abs(a - b) for a, b in apart) <= 2
+
+
 def test_the_curl_journey_of_the_readme(studio: RunningStudio, tmp_path: Path) -> None:
     """The block of the README, from the repository's folder; only names, steps and the target folder differ."""
     if shutil.which("curl") is None:

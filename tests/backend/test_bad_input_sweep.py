@@ -21,6 +21,7 @@ HOSTILE: list[Any] = [
 GOOD = {
     "create_concept": {"name": "Stark", "class_noun": "dog"},
     "update_concept": {},
+    "edit_photo": {},
     "start_training": {"concepts": ["01900000-0000-7000-8000-000000000000"]},
     "start_generation": {"prompt": "a dog"},
     "check_prompt": {"prompt": "a dog"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from backend.models import LOCAL_OWNER, Job, Leader, Outbox, now
 from backend.queue import Hint
 from backend.rubbish import collect_rubbish
 from backend.services import jobs, leases
+from backend.services.job_events import note
 from tests.worker.installation import Installation, installation
 
 
@@ -117,13 +119,62 @@ def test_purges_remove_files(studio: Installation) -> None:
         assert session.query(Outbox).count() == 0
 
 
-def test_jobs_that_waited_too_long_expire(studio: Installation) -> None:
-    job_id = studio.train(steps=1)
-    with studio.database.write() as session:
-        session.get_one(Job, job_id).expires_at = now()
-    maintenance(studio).sweep()
-    job = studio.job(job_id)
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
+    """On both databases; a training may run for half a second."""
+    url = request.getfixturevalue("servers").fresh_database() if request.param == "postgres" else ""
+    with installation(tmp_path, database_url=url, lease_s=30.0, max_training_s=0.5) as studio:
+        yield studio
+
+
+def test_t12_jobs_that_waited_too_long_expire(either: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    late, waiting = either.train(steps=1), either.train(steps=1)
+    with either.database.write() as session:
+        session.get_one(Job, late).expires_at = now() - timedelta(seconds=2)
+    if (
+        not either.database.sqlite
+    ):  # F26: the clock of the process that sweeps is a month ahead of the database's
+        monkeypatch.setattr("backend.maintenance.now", lambda: now() + timedelta(days=30))
+    maintenance(either).sweep()
+    job = either.job(late)
     assert (job.state, job.error and job.error["code"]) == ("failed", "expired")
+    assert either.job(waiting).state == "queued"
+
+
+def test_t12_an_attempt_that_runs_too_long_is_told_to_stop_once(either: Installation) -> None:
+    runaway, drawing = claimed(either), either.generate()
+    with either.database.write() as session:
+        told = {"queues": ["gen_any"], "kinds": {"generate": 1}, "base_hashes": [either.base_hash]}
+        assert leases.claim(session, "w", **told) is not None  # type: ignore[arg-type]
+    loop, ear = maintenance(either), Ear()
+    loop._doorbell = ear  # type: ignore[assignment]
+    for _ in range(4):
+        loop.sweep()
+        time.sleep(0.1)
+    assert either.job(runaway.id).timed_out_at is None  # four sweeps, but not half a second
+    time.sleep(0.2)
+    for _ in range(2):
+        loop.sweep()
+    assert ear.heard.count(runaway.id) == 1
+    assert either.job(runaway.id).timed_out_at is not None
+    assert (either.job(runaway.id).state, either.job(drawing).timed_out_at) == ("running", None)
+
+
+def test_t12_a_new_attempt_has_the_whole_time_again(either: Installation) -> None:
+    first = claimed(either)
+    loop = maintenance(either)
+    loop.sweep()
+    with either.database.write() as session:
+        leases.release(session, leases.Unit(job=first.id, fence=first.fence), note("released", "Later."))
+    time.sleep(0.6)
+    with either.database.write() as session:
+        again = leases.claim(
+            session, "w", queues=["train_any"], kinds={"train": 1}, base_hashes=[either.base_hash]
+        )
+    assert again is not None
+    for _ in range(5):
+        loop.sweep()
+    assert either.job(first.id).timed_out_at is None
 
 
 def test_rubbish_goes_and_what_is_needed_stays(studio: Installation) -> None:

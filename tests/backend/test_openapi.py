@@ -17,11 +17,12 @@ OPERATIONS = {
     "list_bases", "list_methods", "list_schedulers",
     "list_samples", "create_sample_concept", "get_sample_photo",
     "create_concept", "list_concepts", "get_concept", "update_concept", "delete_concept",
-    "add_photos", "list_photos", "get_photo_file", "delete_photo",
+    "check_photos", "add_photos", "list_photos", "get_photo_file", "edit_photo", "delete_photo",
     "start_training", "check_prompt", "start_generation",
     "list_jobs", "get_job", "cancel_job", "finish_job", "retry_job", "get_preview",
     "stream_job_events", "stream_events",
-    "list_weights", "get_weights", "get_weights_analysis", "get_weights_file", "delete_weights",
+    "list_weights", "get_weights", "get_weights_analysis", "get_weights_file",
+    "import_weights", "delete_weights",
     "list_images", "get_image", "get_image_file", "get_image_thumbnail", "update_image", "delete_image",
 }  # fmt: skip
 

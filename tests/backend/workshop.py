@@ -22,6 +22,11 @@ from backend.services.publishing import NewImage, NewWeights
 from backend.studio import Studio
 from tests.backend.pictures import encoded, scene
 
+TOKEN_WIDTH = 6
+TEXT_SITES = {
+    f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{part}": [4, TOKEN_WIDTH] for part in "kv"
+}
+
 
 def word_tokenizer() -> str:
     """One token a word or letter, with a start and an end token, as CLIP's frame has."""
@@ -43,7 +48,8 @@ def base(name: str = "toy", **changes: Any) -> BaseDescription:
         "id": name, "family": "toyworld", "title": "Toy", "resolution": 64, "size_multiple": 8, "max_size": 128,
         "hash": "ab" * 32, "methods": ["custom-diffusion"], "defaults": SamplingDefaults(),
         "prompt_limit_tokens": 40, "tokenizer_json": word_tokenizer(),
-        "example_prompts": ["a photo of {} on the moon"], "class_nouns": ["dog"],
+        "example_prompts": ["a photo of {} on the moon"], "class_nouns": ["dog"], "text_sites": TEXT_SITES,
+        "token_width": TOKEN_WIDTH,
     }  # fmt: skip
     return BaseDescription(**{**fields, **changes})
 

@@ -66,7 +66,7 @@ def test_from_photos_to_a_picture(page: Page, complaints: Complaints) -> None:
     drop(page, "photo-drop", PHOTOS[:4])
     page.locator("#files").set_input_files(PHOTOS[4])
     expect(page.locator("photo-drop .photos > li")).to_have_count(5)
-    page.locator("photo-drop .photos > li").last.get_by_role("button").click()
+    page.locator("photo-drop .photos > li").last.get_by_role("button", name="Remove").click()
     expect(page.locator("photo-drop .photos > li")).to_have_count(4)
     page.get_by_label("Name").fill("Stark")
     page.get_by_role("button", name="Continue").click()  # without the noun: told beside the field

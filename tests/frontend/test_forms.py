@@ -111,6 +111,14 @@ def test_boxes_that_are_ticked_by_default_are_sent_as_ticked(client: TestClient,
     assert 'name="param.flip" value="true" checked' in html
 
 
+def test_empty_fields_show_what_they_mean(client: TestClient, api: Api) -> None:
+    """A number that holds for every preset, or that the preset says it."""
+    html = client.get(f"/concepts/{api.concept('Stark', photos=3)['id']}").text
+    shown = {one["name"]: one.get("placeholder") for one in read(html).fields if "name" in one}
+    assert shown["param.steps"] == "by preset"
+    assert shown["param.batch_size"] == "4"
+
+
 def test_too_few_photos_are_told_before_and_after(client: TestClient, api: Api, workshop: Workshop) -> None:
     concept = api.concept("Stark", photos=1)["id"]
     assert "Add 2 more photos" in client.get(f"/concepts/{concept}").text

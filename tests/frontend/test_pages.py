@@ -6,10 +6,13 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
+from backend.models import Job
 from backend.studio import Studio
 from tests.backend.conftest import on_both_databases
-from tests.frontend.conftest import Lived
+from tests.backend.workshop import Workshop
+from tests.frontend.conftest import Api, Lived
 from tests.frontend.markup import Markup, read
 
 FIXED = ("/", "/concepts", "/concepts/new", "/compose", "/gallery", "/queue", "/settings")
@@ -137,3 +140,16 @@ def test_pages_forbid_what_they_do_not_need(client: TestClient) -> None:
     for part in ("default-src 'self'", "object-src 'none'", "base-uri 'none'", "frame-ancestors 'none'"):
         assert part in policy
     assert "unsafe" not in policy
+
+
+def test_the_start_promises_no_time_that_this_machine_has_not_shown(
+    client: TestClient, api: Api, workshop: Workshop, studio: Studio
+) -> None:
+    before = seen(client, "/").words
+    assert "a little patience" in before
+    assert not re.search(r"\d+ (s|min)\b|minutes", before)
+    concept, _ = api.taught(workshop)
+    with studio.writing() as session:
+        session.execute(update(Job).values(total_steps=100))  # of a job that took 2 s
+    client.delete(f"/api/v1/concepts/{concept['id']}?cascade=true")
+    assert "about 3 s on this machine" in seen(client, "/").words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from worker.ml.training.cadence import Cadence
-from worker.ml.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from worker.ml.training.checkpoint import FILES, Checkpoint, load_newest, save_checkpoint
 
 
 def state(step: int) -> Checkpoint:
@@ -82,6 +83,21 @@ def test_a_damaged_one_of_the_same_step_is_written_anew(tmp_path: Path) -> None:
     (path / "scalars.json").write_text(json.dumps({"step": 6}))
     save_checkpoint(tmp_path, state(5))
     assert load_newest(tmp_path)[0] is not None
+
+
+def test_f17_a_full_disk_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1))
+    for file in (*FILES, "manifest.json"):
+
+        def full(name: str, file: str = file) -> None:
+            if name == file:
+                raise OSError(errno.ENOSPC, "full")
+
+        with pytest.raises(OSError, match="full"):
+            save_checkpoint(tmp_path, state(2), full)
+        assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1"]
+    found, discarded = load_newest(tmp_path)
+    assert (found and found.step, discarded) == (1, [])
 
 
 def test_no_directory_is_no_checkpoint(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_what_does_not_hear_is_killed_and_the_slot_goes_on(studio: Installation)
     assert executor_pid(studio) != before
 
 
+def test_t12_a_training_beyond_its_time_is_stopped_and_the_slot_goes_on(tmp_path: Path) -> None:
+    with installation(tmp_path, max_training_s=1.5) as studio:
+        studio.start()
+        job_id = studio.train(steps=1000, step_s=0.02, checkpoint_every=5)
+        job = studio.ended(job_id)
+        assert job.error is not None
+        assert (job.state, job.error["code"], job.attempt) == ("failed", "timeout", 1)
+        assert studio.weights_of(job_id) == []
+        assert studio.ended(studio.generate()).state == "succeeded"
+        assert not (studio.settings.work_dir / "checkpoints" / job_id).exists()
+
+
 def test_a_damaged_input_is_named(studio: Installation) -> None:
     job_id = studio.train([b"photo one"], steps=5)
     photo = studio.job(job_id).spec["concepts"][0]["photos"][0]

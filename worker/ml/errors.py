@@ -40,6 +40,18 @@ class TrainingDiverged(MLError):
     code = "training_diverged"
 
 
+class DeviceMemoryShort(MLError):
+    """The device's memory does not hold a training step, not even in halves."""
+
+    code = "gpu_out_of_memory"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The device has too little memory for a training step, even for half a batch at a time. "
+            "A smaller batch or a smaller base model needs less."
+        )
+
+
 class WeightsInvalid(MLError):
     """A weights file or its tensors are not what their header says, or do not fit the base model."""
 

@@ -1,13 +1,20 @@
 // <photo-drop [upload="address"]>: drop, paste or pick photos; thumbnails at once; one file a request, three at a time.
-// Inside a form without `upload` the photos wait until the form has made the concept.
+// Inside a form without `upload` the photos wait until the form has made the concept; what was turned or cropped
+// meanwhile is told to the studio after the upload.
+
+import { WHOLE, askForCrop, edited, isWhole, near, shown, stagePx, turned } from "./photo-edit.js";
 
 const AT_ONCE = 3;
+const QUARTER = 90;
+const DUPLICATE = "Almost the same as another photo: different views teach more.";
 
 class PhotoDrop extends HTMLElement {
   connectedCallback() {
     this.input = this.querySelector("input[type=file]");
     this.list = this.querySelector(".photos");
     this.waiting = [];
+    this.cards = [];
+    this.checking = Promise.resolve();
     this.running = 0;
     this.upload = this.getAttribute("upload");
     this.input.addEventListener("change", () => this.take(this.input.files));
@@ -23,6 +30,15 @@ class PhotoDrop extends HTMLElement {
     });
     this.paste = (event) => this.take(event.clipboardData?.files ?? []);
     document.addEventListener("paste", this.paste);
+    this.dialog = this.querySelector("dialog");
+    for (const button of this.dialog.querySelectorAll("[data-close]")) {
+      button.addEventListener("click", () => this.dialog.close(button.dataset.close));
+    }
+    this.dialog.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !event.target.matches("input")) return;
+      event.preventDefault(); // of the form around it, which is not meant
+      this.dialog.close("crop");
+    });
     this.form = this.upload ? null : this.closest("form");
     this.form?.addEventListener("submit", (event) => this.submit(event));
   }
@@ -36,6 +52,8 @@ class PhotoDrop extends HTMLElement {
       const card = this.card(file);
       this.list.append(card.element);
       this.waiting.push(card);
+      this.cards.push(card);
+      if (!this.upload) this.check(card);
     }
     if (files.length > 0) this.input.value = "";
     if (this.upload) this.pump();
@@ -47,10 +65,88 @@ class PhotoDrop extends HTMLElement {
     const picture = element.querySelector("img");
     picture.src = URL.createObjectURL(file);
     picture.alt = file.name;
-    const card = { file, element, progress: element.querySelector("progress"), said: element.querySelector("[data-said]") };
-    picture.addEventListener("error", () => this.say(card, "This picture cannot be shown here; it may still be accepted.", "warning"));
+    const card = { file, element, picture, rotate: 0, crop: WHOLE, progress: element.querySelector("progress"), said: element.querySelector("[data-said]") };
+    picture.addEventListener("error", () => card.said.textContent || this.say(card, "This picture cannot be shown here; it may still be accepted.", "warning"));
     element.querySelector(".remove").addEventListener("click", () => this.remove(card));
+    element.querySelector(".turn").addEventListener("click", () => this.turn(card));
+    element.querySelector(".crop").addEventListener("click", () => this.crop(card));
     return card;
+  }
+
+  async turn(card) {
+    if (card.id) return this.edit(card, { rotate: QUARTER });
+    card.rotate = (card.rotate + QUARTER) % 360;
+    card.crop = turned(card.crop);
+    return this.show(card);
+  }
+
+  async crop(card) {
+    const source = card.id ? card.url : await shown(card.file, card.rotate, WHOLE, stagePx).catch(() => null);
+    if (!source) return undefined;
+    const box = await askForCrop(this.dialog, source, card.crop);
+    if (!box) return undefined;
+    if (card.id) return this.edit(card, { crop: box });
+    card.crop = box;
+    return this.show(card);
+  }
+
+  /** The thumbnail as the photo will be. A format that the browser cannot draw keeps its place and is edited later. */
+  async show(card) {
+    const source = await shown(card.file, card.rotate, card.crop).catch(() => null);
+    if (source) card.picture.src = source;
+    this.check(card);
+  }
+
+  /** Asks what the studio would say of the photo as it is now; one photo after the other. */
+  check(card) {
+    const version = (card.version = (card.version ?? 0) + 1);
+    this.checking = this.checking.then(() => this.judge(card, version)).catch(() => {});
+  }
+
+  async judge(card, version) {
+    const stale = () => card.version !== version || card.request || !this.cards.includes(card);
+    if (stale()) return;
+    const body = new FormData();
+    body.append("files", await edited(card.file, card.rotate, card.crop), card.file.name);
+    const answer = await fetch("/api/v1/photos/check", { method: "POST", body });
+    const told = await answer.json();
+    if (stale()) return;
+    card.checked = answer.ok;
+    card.report = answer.ok ? told.items[0] : null;
+    if (answer.ok) this.compare();
+    else this.say(card, told.errors?.[0]?.detail ?? told.detail, "wrong");
+  }
+
+  /** Says of each checked photo what there is to say, also that an earlier one is almost the same. */
+  compare() {
+    const earlier = [];
+    for (const card of this.cards) {
+      if (!card.report || card.request) continue;
+      const again = earlier.some((other) => near(other, card.report.fingerprint));
+      this.say(card, [...card.report.warnings, ...(again ? [DUPLICATE] : [])].join(" "), "warning");
+      earlier.push(card.report.fingerprint);
+    }
+  }
+
+  /** Has the studio turn or crop a photo that it has already. */
+  async edit(card, wanted) {
+    const answer = await fetch(`${this.upload}/${card.id}`, {
+      method: "PATCH",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(wanted),
+    });
+    const told = await answer.json();
+    if (answer.ok) this.stored(card, told);
+    else {
+      card.failed = true;
+      this.say(card, told.errors?.[0]?.detail ?? told.detail, "wrong");
+    }
+  }
+
+  stored(card, photo) {
+    Object.assign(card, { id: photo.id, url: photo.url, rotate: 0, crop: WHOLE, failed: false });
+    card.picture.src = photo.thumbnail_url;
+    this.say(card, photo.warnings.join(" "), "warning");
   }
 
   say(card, sentence, kind) {
@@ -60,6 +156,8 @@ class PhotoDrop extends HTMLElement {
 
   async remove(card) {
     this.waiting = this.waiting.filter((other) => other !== card);
+    this.cards = this.cards.filter((other) => other !== card);
+    this.compare();
     card.request?.abort();
     if (card.id) await fetch(`${this.upload}/${card.id}`, { method: "DELETE" });
     card.element.remove();
@@ -79,10 +177,10 @@ class PhotoDrop extends HTMLElement {
     card.request = request;
     card.progress.hidden = false;
     request.upload.addEventListener("progress", ({ loaded, total }) => (card.progress.value = loaded / total));
-    request.addEventListener("loadend", () => {
-      this.running -= 1;
+    request.addEventListener("loadend", async () => {
       card.progress.hidden = true;
-      this.received(card, request);
+      await this.received(card, request);
+      this.running -= 1;
       this.pump();
     });
     request.open("POST", this.upload);
@@ -90,11 +188,12 @@ class PhotoDrop extends HTMLElement {
     request.send(body);
   }
 
-  received(card, request) {
+  async received(card, request) {
     const answer = request.response;
     if (request.status === 201) {
-      card.id = answer.items[0].id;
-      this.say(card, answer.items[0].warnings.join(" "), "warning");
+      const { rotate, crop } = card;
+      this.stored(card, answer.items[0]);
+      if (rotate || !isWhole(crop)) await this.edit(card, { rotate, crop: isWhole(crop) ? null : crop });
       return;
     }
     card.failed = true;
@@ -103,7 +202,8 @@ class PhotoDrop extends HTMLElement {
   }
 
   finished() {
-    const troubled = this.querySelector("[data-said]:not(:empty)");
+    const seen = (card) => this.concept && card.checked;
+    const troubled = this.cards.some((card) => card.failed || (card.said.textContent && !seen(card)));
     const done = this.querySelector("[data-continue]");
     if (this.concept && !troubled) location.assign(this.concept);
     else if (this.concept) {

@@ -154,7 +154,7 @@ def test_a_stale_fence_changes_nothing(database: Database) -> None:
     before = job_of(database, unit).last_event
     assert in_write(database, leases.release, stale, CAUSE) is None
     assert in_write(database, leases.fail, stale, ERROR, 3) is None
-    assert in_write(database, leases.cancelled, stale) is False
+    assert in_write(database, leases.cancelled, stale) is None
     assert in_write(database, leases.requeue_after_death, stale, CAUSE, 3) is None
     assert in_write(database, leases.report, stale, [CAUSE]) is False
     assert in_write(database, leases.checkpointed, stale, 5) is False
@@ -167,9 +167,13 @@ def test_a_stale_fence_changes_nothing(database: Database) -> None:
 
 def test_a_heartbeat_moves_the_counter_and_brings_what_people_ask(database: Database) -> None:
     unit = held(database)
-    assert in_write(database, leases.heartbeat, "w", [unit]) == {unit.job: leases.Flags(False, False)}
+    assert in_write(database, leases.heartbeat, "w", [unit]) == {
+        unit.job: leases.Flags(cancel=False, finish=False)
+    }
     in_write(database, jobs.request_cancel, LOCAL_OWNER, unit.job)
-    assert in_write(database, leases.heartbeat, "w", [unit]) == {unit.job: leases.Flags(True, False)}
+    assert in_write(database, leases.heartbeat, "w", [unit]) == {
+        unit.job: leases.Flags(cancel=True, finish=False)
+    }
     assert in_write(database, leases.heartbeat, "another", [unit]) == {}
     assert job_of(database, unit).hb_seq == 2
 
@@ -228,18 +232,60 @@ def test_a_checkpoint_between_deaths_starts_the_count_anew(database: Database) -
     assert job_of(database, unit).deaths == 1
 
 
-@pytest.mark.parametrize("end", ["release", "fail", "death"])
-def test_a_cancel_wins_over_every_way_back_to_the_queue(database: Database, end: str) -> None:
+ENDS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
+    "release": (leases.release, (CAUSE,)),
+    "fail": (leases.fail, (ERROR, 3)),
+    "death": (leases.requeue_after_death, (CAUSE, 3)),
+    "stopped": (leases.cancelled, ()),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_cancel_wins_over_every_way_back_to_the_queue(database: Database, end: str, late: bool) -> None:
     unit = held(database)
     in_write(database, jobs.request_cancel, LOCAL_OWNER, unit.job)
-    ends: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
-        "release": (leases.release, (CAUSE,)),
-        "fail": (leases.fail, (ERROR, 3)),
-        "death": (leases.requeue_after_death, (CAUSE, 3)),
-    }
-    act, arguments = ends[end]
+    if late:
+        in_write(database, leases.time_out, unit)
+    act, arguments = ENDS[end]
     assert in_write(database, act, unit, *arguments) == "cancelled"
     assert job_of(database, unit).state == "cancelled"
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_t12_after_its_deadline_a_job_ends_as_timed_out_whatever_ends_it(
+    database: Database, end: str
+) -> None:
+    unit = held(database)
+    assert in_write(database, leases.time_out, unit)
+    assert not in_write(database, leases.time_out, unit)
+    flags = leases.Flags(cancel=False, finish=False, timed_out=True)
+    assert in_write(database, leases.heartbeat, "w", [unit]) == {unit.job: flags}
+    act, arguments = ENDS[end]
+    assert in_write(database, act, unit, *arguments) == "failed"
+    job = job_of(database, unit)
+    assert job.error is not None
+    assert (job.state, job.error["code"], job.error["retryable"]) == ("failed", "timeout", False)
+    assert not in_write(database, leases.time_out, unit)
+
+
+def test_t12_a_result_that_comes_after_the_deadline_is_kept(database: Database) -> None:
+    unit = held(database)
+    in_write(database, leases.time_out, unit)
+    with database.write() as session:
+        assert publishing.succeed(session, unit, result={"images": []}, metrics={})
+    assert job_of(database, unit).state == "succeeded"
+
+
+def test_t12_the_time_to_wait_begins_anew_with_each_return_to_the_queue(database: Database) -> None:
+    unit = held(database)
+    first = job_of(database, unit).expires_at
+    assert first is not None
+    assert timedelta(days=6) < first - now() < timedelta(days=8)
+    in_write(database, leases.release, unit, CAUSE)
+    again = job_of(database, unit).expires_at
+    assert again is not None
+    assert again > first
 
 
 def test_cancel_and_success_race_and_exactly_one_wins(database: Database) -> None:

@@ -22,6 +22,9 @@ from transformers import CLIPTokenizer
 from backend.schemas.bases import BaseDescription, SamplingDefaults
 from worker.ml.errors import BaseUnusable
 
+MAX_HEADER_BYTES = 100_000_000
+"""What the safetensors library itself reads at most."""
+
 COMPONENTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
@@ -193,4 +196,28 @@ def describe(folder: Path, families: Collection[str], methods: dict[str, tuple[s
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         example_prompts=said.example_prompts,
         class_nouns=said.class_nouns,
+        text_sites=text_sites(folder),
+        token_width=int(encoder["hidden_size"]),
     )
+
+
+def text_sites(folder: Path) -> dict[str, list[int]]:
+    """Shape [out, in] of every key and value matrix of cross-attention, from the headers of the denoiser's files.
+
+    So the web process can tell whether imported weights fit without loading anything.
+    """
+    shapes: dict[str, list[int]] = {}
+    for path in weight_files(folder, "unet"):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES)))
+        except ValueError:
+            raise BaseUnusable(f"{path.name} of the base model is not a safetensors file.") from None
+        shapes.update(
+            {
+                name.removesuffix(".weight"): list(entry["shape"])
+                for name, entry in header.items()
+                if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+            }
+        )
+    return dict(sorted(shapes.items()))

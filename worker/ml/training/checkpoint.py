@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,14 @@ class CheckpointInvalid(Exception):
     """A directory that does not verify."""
 
 
-def save_checkpoint(directory: Path, state: Checkpoint) -> Path:
-    """Writes ``state`` durably and prunes. A valid checkpoint of the same step is left as it is."""
+def save_checkpoint(
+    directory: Path, state: Checkpoint, writing: Callable[[str], None] = lambda file: None
+) -> Path:
+    """Writes ``state`` durably and prunes. A valid checkpoint of the same step is left as it is.
+
+    ``writing`` is called in the middle of each file. Raises OSError, as when the disk is full; then what was begun is
+    removed and what was there stays.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"ckpt-{state.step}"
     if final.exists():
@@ -58,13 +64,17 @@ def save_checkpoint(directory: Path, state: Checkpoint) -> Path:
         safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in state.optimiser.items()}),
         json.dumps({"step": state.step, **state.scalars}, sort_keys=True).encode(),
     )
-    files = {}
-    for name, content in zip(FILES, contents, strict=True):
-        _write_durably(staged / name, content)
-        files[name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {"format": FORMAT, "step": state.step, "files": files}
-    _write_durably(staged / "manifest.json", json.dumps(manifest, sort_keys=True).encode())
-    _flush_directory(staged)
+    try:
+        files = {}
+        for name, content in zip(FILES, contents, strict=True):
+            _write_durably(staged / name, content, writing)
+            files[name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest = {"format": FORMAT, "step": state.step, "files": files}
+        _write_durably(staged / "manifest.json", json.dumps(manifest, sort_keys=True).encode(), writing)
+        _flush_directory(staged)
+    except OSError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     staged.rename(final)
     _flush_directory(directory)
     _prune(directory, final)
@@ -134,9 +144,10 @@ def _prune(directory: Path, newest: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, content: bytes, writing: Callable[[str], None]) -> None:
     with path.open("wb") as file:
         file.write(content)
+        writing(path.name)
         file.flush()
         os.fsync(file.fileno())
 

@@ -18,20 +18,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
 
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import Conditioning, StatesCache, text_kv
+from worker.ml.conditioning import StatesCache
 from worker.ml.errors import TrainingDiverged
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import FinishRequested, Released, ReleaseRequested, Run
-from worker.ml.streams import rng
 from worker.ml.training.cadence import Cadence
 from worker.ml.training.checkpoint import Checkpoint
+from worker.ml.training.gradients import losses_with_gradients
 from worker.ml.training.guard import GOOD_EVERY, LossWatch
-from worker.ml.training.losses import Loss, masked_squared_error, min_snr_weight, with_prior
+from worker.ml.training.losses import Loss
 from worker.ml.training.optimiser import NamedAdamW
-from worker.ml.training.trainee import Rows, Trainee
+from worker.ml.training.trainee import Trainee
 
 
 class Progress:
@@ -45,6 +44,7 @@ class Progress:
         self.states: StatesCache = {}
         self.done = 0
         self.learning_rate_scale = 1.0
+        self.parts = 1  # of each batch; more once the device was too small for a whole one
         self.good = self.snapshot()
 
     def snapshot(self) -> Checkpoint:
@@ -56,6 +56,7 @@ class Progress:
             scalars={
                 "fingerprint": self.trainee.fingerprint,
                 "learning_rate_scale": self.learning_rate_scale,
+                "parts": self.parts,
                 "torch": torch.__version__,
                 **self.watch.scalars(),
             },
@@ -68,6 +69,7 @@ class Progress:
         self.optimiser.restore(state.optimiser)
         self.watch = LossWatch.from_scalars(state.scalars)
         self.learning_rate_scale = float(state.scalars["learning_rate_scale"])
+        self.parts = max(self.parts, int(state.scalars.get("parts", 1)))  # a smaller device stays small
         self.done = state.step
 
     def recover(self, run: Run) -> None:
@@ -90,7 +92,7 @@ def train(model: DiffusionModel, trainees: Sequence[Trainee], run: Run) -> list[
     something installed (weight side) they train one after another.
 
     Resumes from ``run.resume``. Previews come before the first step, every ``preview_every`` steps and at the
-    end. Raises `Cancelled`, `Released` (after a checkpoint), `TrainingDiverged`.
+    end. Raises `Cancelled`, `Released` (after a checkpoint), `TrainingDiverged`, `DeviceMemoryShort`.
     """
     if len(trainees) > 1 and any(trainee.alone for trainee in trainees):
         return [weights for trainee in trainees for weights in train(model, [trainee], run)]
@@ -120,53 +122,12 @@ def train(model: DiffusionModel, trainees: Sequence[Trainee], run: Run) -> list[
 
 
 def advance(model: DiffusionModel, active: Sequence[Progress], run: Run) -> list[Loss]:
-    """One optimiser step of every active trainee, all rows in one batch of the denoiser."""
+    """One optimiser step of every active trainee, all rows in one batch of the denoiser where they fit."""
     batches = [progress.trainee.rows(progress.done) for progress in active]
-    row_losses = torch.split(_row_losses(model, active, batches), [len(rows.latents) for rows in batches])
-    losses = [
-        with_prior(rows_of, rows.prior, progress.trainee.prior_weight)
-        for rows_of, rows, progress in zip(row_losses, batches, active, strict=True)
-    ]
-    for progress in active:
-        progress.optimiser.clear_gradients()
-    finite = [loss.total for loss in losses if bool(torch.isfinite(loss.total))]
-    if finite:
-        torch.stack(finite).sum().backward()  # type: ignore[no-untyped-call]
+    losses = losses_with_gradients(model, active, batches, run)
     for progress, loss in zip(active, losses, strict=True):
         _update(progress, loss, run)
     return losses
-
-
-def _row_losses(model: DiffusionModel, active: Sequence[Progress], batches: Sequence[Rows]) -> Tensor:
-    """[B]: the loss of every row of every trainee."""
-    noisy, timesteps, targets, conditionings = [], [], [], []
-    for progress, rows in zip(active, batches, strict=True):
-        trainee = progress.trainee
-        x_t, t, target = model.noised(rows.latents, rng(trainee.seed, "noise", progress.done))
-        noisy.append(x_t)
-        timesteps.append(t)
-        targets.append(target)
-        texts = text_kv(
-            model,
-            rows.prompts,
-            detach_first=trainee.detach_first,
-            cache=progress.states,
-            encoder_gradient=trainee.trains_text_encoder,
-        )
-        conditionings.append(texts.rows(rows.prompt_of_row))
-    t = torch.cat(timesteps)
-    prediction = model.predict(torch.cat(noisy), t, Conditioning.concatenated(conditionings))
-    losses = masked_squared_error(prediction, torch.cat(targets), torch.cat([rows.masks for rows in batches]))
-    gammas = [progress.trainee.min_snr_gamma for progress in active]
-    if all(gamma is None for gamma in gammas):
-        return losses
-    weights = [
-        torch.ones_like(part, dtype=losses.dtype)
-        if gamma is None
-        else min_snr_weight(model.signal_to_noise(part), gamma, model.prediction_type)
-        for part, gamma in zip(timesteps, gammas, strict=True)
-    ]
-    return losses * torch.cat(weights)
 
 
 def _update(progress: Progress, loss: Loss, run: Run) -> None:
@@ -200,6 +161,8 @@ def _after_step(active: Sequence[Progress], losses: Sequence[Loss], cadence: Cad
         if loss.prior is not None:
             metrics["prior_loss"] = loss.prior.item()
         metrics |= progress.trainee.measures()
+        if progress.parts > 1:
+            metrics["gradient_accumulation"] = progress.parts
         run.step(progress.trainee.unit, progress.done, progress.trainee.steps, **metrics)
     for progress in previewed:
         _preview(progress, run)

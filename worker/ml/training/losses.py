@@ -41,6 +41,13 @@ class Loss:
     prior: Tensor | None
 
 
+def row_weights(prior: Sequence[bool], prior_weight: float) -> Tensor:
+    """[B]: what the loss of each row counts in ``with_prior(...).total``, which is their weighted sum."""
+    preserved = sum(prior)
+    photos = len(prior) - preserved
+    return torch.tensor([prior_weight / preserved if of_prior else 1.0 / photos for of_prior in prior])
+
+
 def with_prior(row_losses: Tensor, prior: Sequence[bool], prior_weight: float) -> Loss:
     """Row losses [B] -> the objective. The two means are taken separately, so lambda does not depend on the
     batch's split.

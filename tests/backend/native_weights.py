@@ -1,0 +1,59 @@
+"""Native weights files for tests, sound and otherwise, as another studio would have exported them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from backend.schemas.methods import CARDS
+from tests.backend.workshop import TEXT_SITES, TOKEN_WIDTH
+
+Tensors = dict[str, Any]
+
+
+def manifest(*tokens: str, **changes: Any) -> dict[str, Any]:
+    """What the header says of weights that were learned on the workshop's toy base."""
+    card = CARDS["custom-diffusion"]
+    said: dict[str, Any] = {
+        "format_version": 1, "method": card.name, "side": "text", "base": "toy", "base_family": "toyworld",
+        "base_hash": "ab" * 32, "prediction_type": "epsilon", "params": card.params_type().model_dump(mode="json"),
+        "seed": 5, "steps": 250, "parents": [], "code_version": "0.1.0",
+        "tokens": [
+            {"token": t, "class_noun": "dog", "kind": "subject", "vectors": 1, "layers": []} for t in tokens or ("mia",)
+        ],
+    }  # fmt: skip
+    return said | changes
+
+
+def tensors(*tokens: str, dtype: str = "float32") -> Tensors:
+    """The tensors that go with it."""
+    rng = np.random.default_rng(1)
+    shapes = {f"site.{site}.delta": shape for site, shape in TEXT_SITES.items()}
+    rows = {
+        f"token.{t}.{part}": [1, TOKEN_WIDTH] for t in tokens or ("mia",) for part in ("learned", "start")
+    }
+    return {name: rng.normal(size=shape).astype(dtype) for name, shape in (shapes | rows).items()}
+
+
+def native(said: dict[str, Any] | str | None = None, data: Tensors | None = None, **metadata: str) -> bytes:
+    """The file's bytes."""
+    described = said if isinstance(said, str) else json.dumps(said or manifest())
+    return bytes(save(data or tensors(), metadata={"format": "pt", "moongate": described, **metadata}))
+
+
+def with_header(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    """A file with this header, whatever it says."""
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def repacked(change: Any) -> bytes:
+    """A sound file whose header ``change`` has edited."""
+    whole = native()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    changed = change(header)
+    text = changed if isinstance(changed, str) else json.dumps(header)
+    return with_header(text.encode(), whole[8 + length :])

@@ -1,0 +1,143 @@
+"""Losses and gradients of one step: all rows at once, or in two halves when the device is too small for that.
+
+Gradient accumulation: with weights ``w`` such that the objective is the sum of ``w_r`` times the loss of row ``r``
+(`losses.row_weights`), the gradients of the halves add up to those of the whole. Draws are made for the whole
+batch either way, so only the order of the sums differs.
+
+Running out of memory spoils nothing: the failed batch is forgotten, the allocator's cache emptied, and the step
+computed again in halves, as is every later step. Where halves do not fit either, the training ends with
+`DeviceMemoryShort`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from worker.ml.conditioning import Conditioning, text_kv
+from worker.ml.errors import DeviceMemoryShort
+from worker.ml.families.base import DiffusionModel
+from worker.ml.run import Run
+from worker.ml.streams import rng
+from worker.ml.training.losses import Loss, masked_squared_error, min_snr_weight, row_weights, with_prior
+from worker.ml.training.trainee import Rows
+
+if TYPE_CHECKING:
+    from worker.ml.training.loop import Progress
+
+HALVES = 2
+
+
+def losses_with_gradients(
+    model: DiffusionModel, active: Sequence[Progress], batches: Sequence[Rows], run: Run
+) -> list[Loss]:
+    """The loss of every trainee, its gradients in ``grad`` of its tensors. A loss that is not finite leaves none.
+
+    Raises `DeviceMemoryShort`.
+    """
+    try:
+        return _computed(model, active, batches)
+    except torch.OutOfMemoryError as error:
+        halved = any(progress.parts > 1 for progress in active)
+        if halved or max(len(rows.latents) for rows in batches) < HALVES:
+            raise DeviceMemoryShort from error
+    # only here, behind the handler, does the traceback no longer hold the tensors of the failed batch
+    for progress in active:
+        progress.optimiser.clear_gradients()
+        progress.parts = HALVES
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    run.note(
+        "memory_short",
+        "The device has too little memory for a whole batch; each step is computed in two halves from here on.",
+    )
+    try:
+        return _computed(model, active, batches)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryShort from error
+
+
+def _computed(model: DiffusionModel, active: Sequence[Progress], batches: Sequence[Rows]) -> list[Loss]:
+    for progress in active:
+        progress.optimiser.clear_gradients()
+    parts = max(progress.parts for progress in active)
+    if parts > 1:
+        return _in_parts(model, active, batches, parts)
+    whole = [slice(0, len(rows.latents)) for rows in batches]
+    losses = [
+        with_prior(rows_of, rows.prior, progress.trainee.prior_weight)
+        for rows_of, rows, progress in zip(
+            _row_losses(model, active, batches, whole), batches, active, strict=True
+        )
+    ]
+    _backward([loss.total for loss in losses])
+    return losses
+
+
+def _in_parts(
+    model: DiffusionModel, active: Sequence[Progress], batches: Sequence[Rows], parts: int
+) -> list[Loss]:
+    weights = [
+        row_weights(rows.prior, progress.trainee.prior_weight).to(model.device)
+        for rows, progress in zip(batches, active, strict=True)
+    ]
+    found: list[list[Tensor]] = [[] for _ in active]
+    for part in range(parts):
+        chosen = [_share(len(rows.latents), part, parts) for rows in batches]
+        row_losses = _row_losses(model, active, batches, chosen)
+        _backward([(w[c] * of).sum() for w, c, of in zip(weights, chosen, row_losses, strict=True)])
+        for kept, of in zip(found, row_losses, strict=True):
+            kept.append(of.detach())
+    return [
+        with_prior(torch.cat(kept), rows.prior, progress.trainee.prior_weight)
+        for kept, rows, progress in zip(found, batches, active, strict=True)
+    ]
+
+
+def _share(rows: int, part: int, parts: int) -> slice:
+    return slice(rows * part // parts, rows * (part + 1) // parts)
+
+
+def _backward(totals: Sequence[Tensor]) -> None:
+    """One backward pass for all trainees; those that are not finite are left out."""
+    finite = [total for total in totals if bool(torch.isfinite(total))]
+    if finite:
+        torch.stack(finite).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _row_losses(
+    model: DiffusionModel, active: Sequence[Progress], batches: Sequence[Rows], chosen: Sequence[slice]
+) -> list[Tensor]:
+    """Per trainee [B]: the loss of each of its chosen rows, all in one batch of the denoiser."""
+    noisy, timesteps, targets, masks, conditionings = [], [], [], [], []
+    for progress, rows, part in zip(active, batches, chosen, strict=True):
+        trainee = progress.trainee
+        x_t, t, target = model.noised(rows.latents, rng(trainee.seed, "noise", progress.done))
+        noisy.append(x_t[part])
+        timesteps.append(t[part])
+        targets.append(target[part])
+        masks.append(rows.masks[part])
+        texts = text_kv(
+            model,
+            rows.prompts,
+            detach_first=trainee.detach_first,
+            cache=progress.states,
+            encoder_gradient=trainee.trains_text_encoder,
+        )
+        conditionings.append(texts.rows(rows.prompt_of_row[part]))
+    t = torch.cat(timesteps)
+    prediction = model.predict(torch.cat(noisy), t, Conditioning.concatenated(conditionings))
+    losses = masked_squared_error(prediction, torch.cat(targets), torch.cat(masks))
+    gammas = [progress.trainee.min_snr_gamma for progress in active]
+    if any(gamma is not None for gamma in gammas):
+        weights = [
+            torch.ones_like(part, dtype=losses.dtype)
+            if gamma is None
+            else min_snr_weight(model.signal_to_noise(part), gamma, model.prediction_type)
+            for part, gamma in zip(timesteps, gammas, strict=True)
+        ]
+        losses = losses * torch.cat(weights)
+    return list(torch.split(losses, [len(part) for part in timesteps]))
