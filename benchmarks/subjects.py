@@ -28,6 +28,7 @@ from worker.ml.evaluation import protocol
 from worker.ml.evaluation.judges import Judges, load_judges
 from worker.ml.families import load_base
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import installed
 from worker.ml.methods import METHODS
 from worker.ml.run import InProcessRun
 from worker.ml.sampling.latents import Picture, sample_latents
@@ -130,7 +131,9 @@ def taught(
     )
     weights = train(experiment.model, [trainee], run)[0]
     costs.update(seconds=time.monotonic() - began, bytes=len(weights.to_bytes()), steps=params.steps)
-    yield chosen.edit(experiment.model, weights)
+    installation = chosen.installation(experiment.model, weights)
+    with installed(experiment.model, ((installation, 1.0),) if installation else ()):
+        yield chosen.edit(experiment.model, weights)
 
 
 def measured(

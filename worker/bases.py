@@ -1,8 +1,8 @@
 """Base model folders: which there are, and what is known of each without reading its weights again.
 
-A description is kept under the folder's listing (names, sizes, times of change) and the fields a description has, so
-that hashing gigabytes happens once. The supervisor reads what is kept; the executor, which can read a model
-folder, adds to it.
+A description is kept under the folder's listing (names, sizes, times of change), the fields a description has and the
+names of the methods, so that hashing gigabytes happens once and a new method is found. The supervisor reads what is
+kept; the executor, which can read a model folder, adds to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from backend.schemas.bases import BaseDescription
+from backend.schemas.methods import CARDS
 
 
 def base_folders(shipped: Path, further: Sequence[Path]) -> list[Path]:
@@ -49,6 +50,8 @@ def _file(folder: Path, cache: Path) -> Path:
         if path.is_file()
     )
     key = hashlib.sha256(
-        json.dumps([str(folder.resolve()), sorted(BaseDescription.model_fields), listing]).encode()
+        json.dumps(
+            [str(folder.resolve()), sorted(BaseDescription.model_fields), sorted(CARDS), listing]
+        ).encode()
     )
     return cache / "bases" / f"{key.hexdigest()}.json"

@@ -20,6 +20,10 @@ class TaughtToken(Strict):
     class_noun: str
     kind: Literal["subject", "style"]
     vectors: int = 1
+    layers: list[str] = Field(
+        default_factory=list,
+        description="where the vectors differ from layer to layer: names of the cross-attention layers, in order",
+    )
 
 
 class WeightsManifest(Strict):

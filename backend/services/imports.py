@@ -87,6 +87,8 @@ def _check_manifest(manifest: WeightsManifest) -> None:
         raise _wrong(
             "These weights were learned with a method that this studio does not have.", "unknown-method"
         )
+    if card.name not in PARTS:
+        raise _wrong(f"Weights learned with {card.title} cannot be imported yet.", "import-not-supported")
     try:
         params = card.params_type.model_validate(manifest.params, strict=True)
     except ValidationError:
@@ -109,6 +111,7 @@ def _plain(taught: TaughtToken) -> bool:
         bool(TOKEN.fullmatch(taught.token))
         and taught.token not in concepts.RESERVED_TOKENS
         and 1 <= taught.vectors <= MOST_VECTORS
+        and not taught.layers
         and len(noun) <= 60
         and (bool(noun.strip()) or taught.kind == "style")
         and not any(unicodedata.category(character)[0] == "C" or character in "<>@" for character in noun)

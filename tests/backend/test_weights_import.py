@@ -129,6 +129,7 @@ def _grow(header: dict[str, Any]) -> None:
 ROW = "token.mia.learned"
 SITE = "site__mid_block__attentions__0__transformer_blocks__0__attn2__to_k__delta"
 NOT_DOGS = {"token": "mia", "class_noun": "<dog>", "kind": "subject"}
+LAYERED = {"token": "mia", "class_noun": "dog", "kind": "subject", "vectors": 1, "layers": ["a", "b"]}
 HUGE = {"token": "mia", "class_noun": "dog", "kind": "subject", "vectors": 10**9}
 
 
@@ -167,6 +168,8 @@ CASES: list[tuple[str, Callable[[], bytes], int, str]] = [
     ("manifest with more", changed(owner_id="x"), 422, "weights-invalid"),
     ("other version", changed(format_version=2), 422, "weights-invalid"),
     ("unknown method", changed(method="telepathy"), 422, "unknown-method"),
+    ("a method that is not imported yet", changed(method="lora"), 422, "import-not-supported"),
+    ("rows for layers", changed(tokens=[LAYERED]), 422, "weights-invalid"),
     ("wrong side", changed(side="weights"), 422, "weights-invalid"),
     ("wrong parameters", changed(params={"steps": -1}), 422, "weights-invalid"),
     ("other base", changed(base_hash="cd" * 32), 422, "other-base"),

@@ -37,7 +37,9 @@ def prepare(
     previews: Sequence[str] = (),
     **overrides: Any,
 ) -> Trainee:
-    params = CARDS[method].params_type(**{**TINY, **overrides})
+    params_type = CARDS[method].params_type
+    tiny = {name: value for name, value in TINY.items() if name in params_type.model_fields}
+    params = params_type(**{**tiny, **overrides})
     return METHODS[method].trainee(
         model, concepts, params, seed=seed, prior_dir=prior_dir, previews=previews, run=run or InProcessRun()
     )

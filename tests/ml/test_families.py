@@ -38,7 +38,7 @@ def test_a_folder_without_a_card_is_inferred(folder: Path) -> None:
     assert (found.id, found.family, found.title) == ("mine", "sd15", "mine")
     assert (found.resolution, found.size_multiple, found.max_size) == (32, 8, 64)
     assert found.prompt_limit_tokens == POSITIONS
-    assert found.methods == ["custom-diffusion"]
+    assert found.methods == list(CARDS)
 
 
 def test_the_card_decides(folder: Path) -> None:

@@ -3,10 +3,12 @@
 Header ``moongate``: the `WeightsManifest` as JSON; beside it ``modelspec.*`` and ``ss_*`` basics for other
 tools. Tensors:
 
-- ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding]: V* and the row it started from;
+- ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding], or [layers, vectors, d_embedding]
+  where the manifest names layers: V* and the row it started from;
 - ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
   the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
-  silently transplanted, and they would not compose.
+  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``;
+- ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
 """
@@ -19,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -34,7 +36,7 @@ MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SITE_KEY = re.compile(r"^site\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
+MODULE_KEY = re.compile(r"^(site|encoder)\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +49,12 @@ class ConceptWeights:
     def __post_init__(self) -> None:
         check(self.manifest, self.tensors)
 
-    def site_parts(self) -> dict[str, dict[str, Tensor]]:
-        """{site: {part: tensor}} of the ``site.*`` tensors."""
+    def site_parts(self, of: Literal["site", "encoder"] = "site") -> dict[str, dict[str, Tensor]]:
+        """{module: {part: tensor}} of the ``site.*`` tensors, or of the ``encoder.*`` ones."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
-            if match := SITE_KEY.match(key):
-                parts.setdefault(match[1], {})[match[2]] = tensor
+            if (match := MODULE_KEY.match(key)) and match[1] == of:
+                parts.setdefault(match[2], {})[match[3]] = tensor
         return parts
 
     def to_bytes(self) -> bytes:
@@ -120,19 +122,18 @@ def read_header(path: Path) -> dict[str, Any]:
 def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
     """Names, dtypes, finiteness, and that every taught token has its rows. Raises `WeightsInvalid`."""
     expected = {
-        f"token.{taught.token}.{part}": taught.vectors
+        f"token.{taught.token}.{part}": [*([len(taught.layers)] if taught.layers else []), taught.vectors]
         for taught in manifest.tokens
         for part in ("learned", "start")
     }
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsInvalid(f"The tensor {missing[0]} is missing.")
     for name, tensor in tensors.items():
-        if name not in expected and not SITE_KEY.match(name):
+        if name not in expected and not MODULE_KEY.match(name):
             raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")
-        if name in expected and (tensor.ndim != 2 or tensor.shape[0] != expected[name]):
-            raise WeightsInvalid(
-                f"The tensor {name} has shape {list(tensor.shape)}, not [{expected[name]}, d]."
-            )
+        if name in expected and list(tensor.shape[:-1]) != expected[name]:
+            wanted = ", ".join(map(str, expected[name]))
+            raise WeightsInvalid(f"The tensor {name} has shape {list(tensor.shape)}, not [{wanted}, d].")
         if tensor.dtype not in DTYPES:
             raise WeightsInvalid(f"The tensor {name} is of type {tensor.dtype}.")
         if not bool(torch.isfinite(tensor).all()):

@@ -45,11 +45,21 @@ class DenseChange:
 @dataclass(frozen=True, eq=False)
 class TokenRows:
     """Rows of the embedding table for one placeholder: ``start`` and ``learned``, [vectors, d_embedding]
-    each.
+    each; or [layers, vectors, d_embedding], other rows for every layer of ``model.cross_attention()`` (P+,
+    Voynov et al. 2023, arXiv 2303.09522, section 3).
     """
 
     start: Tensor
     learned: Tensor
+
+    @property
+    def vectors(self) -> int:
+        """How many ids the placeholder takes in a text."""
+        return self.start.shape[-2]
+
+    @property
+    def per_layer(self) -> bool:
+        return self.start.ndim == 3
 
     def at(self, scale: float) -> Tensor:
         """The rows at ``scale``; exact at 0 and at 1."""
@@ -137,16 +147,18 @@ def text_kv(
     *,
     detach_first: bool = False,
     cache: StatesCache | None = None,
+    encoder_gradient: bool = False,
 ) -> Conditioning:
     """Encodes ``prompts``, composes their edits and projects: one row each. The only place where edits meet.
 
     Differentiable in the edits' rows and matrices. ``detach_first`` cuts the gradient through key and value
     of position 0, the start token (methods.md 4); the values stay the same. ``cache`` keeps text states of
-    texts without placeholders. Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and
+    texts without placeholders. ``encoder_gradient``: the text encoder itself is being trained, so they too get a
+    gradient, and ``cache`` is not used. Raises `InputInvalid` (a placeholder no edit teaches, or two edits teach) and
     `PromptTooLong`.
     """
-    states = _text_states(model, prompts, cache)
     layers = model.cross_attention()
+    states = _text_states(model, prompts, None if encoder_gradient else cache, len(layers), encoder_gradient)
     sites = [layer.key for layer in layers] + [layer.value for layer in layers]
     projected = _project(sites, states, _stacks(prompts), detach_first)
     return Conditioning(TextKV(tuple(projected[: len(layers)]), tuple(projected[len(layers) :])))
@@ -172,30 +184,36 @@ def _stacks(prompts: Sequence[Prompt]) -> list[_Stack]:
     return list(stacks.values())
 
 
+States = tuple[Tensor, ...]
+"""Text states [B, T, d]: one for all layers, or one for each layer where a placeholder has rows per layer."""
+
+
 def _project(
-    sites: Sequence[Site], states: Tensor, stacks: Sequence[_Stack], detach_first: bool
+    sites: Sequence[Site], states: States, stacks: Sequence[_Stack], detach_first: bool
 ) -> list[Tensor]:
     """``states (W + sum of s_i dW_i)^T`` with each row's own edits: [B, T, d] -> [B, T, inner] for every
     site.
     """
     if len(stacks) == 1:
         return _projected(sites, states, stacks[0].changes, detach_first)
-    whole = [states.new_zeros(*states.shape[:2], site.weight.shape[0]) for site in sites]
+    whole = [states[0].new_zeros(*states[0].shape[:2], site.weight.shape[0]) for site in sites]
     for stack in stacks:
-        rows = torch.tensor(stack.rows, device=states.device)
-        parts = _projected(sites, states.index_select(0, rows), stack.changes, detach_first)
+        rows = torch.tensor(stack.rows, device=states[0].device)
+        chosen = tuple(each.index_select(0, rows) for each in states)
+        parts = _projected(sites, chosen, stack.changes, detach_first)
         whole = [old.index_copy(0, rows, part) for old, part in zip(whole, parts, strict=True)]
     return whole
 
 
 def _projected(
-    sites: Sequence[Site], states: Tensor, changes: Sequence[tuple[TextEdit, float]], detach_first: bool
+    sites: Sequence[Site], states: States, changes: Sequence[tuple[TextEdit, float]], detach_first: bool
 ) -> list[Tensor]:
     """Without changes through the base's own modules; else one matrix product with all sites' matrices
-    stacked.
+    stacked, or one a site where every layer reads states of its own. Sites are keys, then values, in the
+    order of the layers.
     """
     if not any(edit.sites for edit, _ in changes):
-        plain = [site.apply(states) for site in sites]
+        plain = [site.apply(states[place % len(states)]) for place, site in enumerate(sites)]
         return [_first_detached(each) for each in plain] if detach_first else plain
     weights = []
     for site in sites:
@@ -205,7 +223,12 @@ def _projected(
                 change = edit.sites[site.name].dense()
                 weight = weight + (change if scale == 1.0 else scale * change).to(weight)
         weights.append(weight)
-    packed = functional.linear(states, torch.cat(weights))
+    if len(states) > 1:
+        each = [
+            functional.linear(states[place % len(states)], weight) for place, weight in enumerate(weights)
+        ]
+        return [_first_detached(one) for one in each] if detach_first else each
+    packed = functional.linear(states[0], torch.cat(weights))
     if detach_first:
         packed = _first_detached(packed)
     return list(torch.split(packed, [len(weight) for weight in weights], dim=-1))
@@ -215,9 +238,15 @@ def _first_detached(projected: Tensor) -> Tensor:
     return torch.cat([projected[:, :1].detach(), projected[:, 1:]], dim=1)
 
 
-def _text_states(model: DiffusionModel, prompts: Sequence[Prompt], cache: StatesCache | None) -> Tensor:
+def _text_states(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    cache: StatesCache | None,
+    layers: int,
+    encoder_gradient: bool,
+) -> States:
     """Text states [B, T, d], one row per prompt; texts without placeholders go through the encoder without
-    gradient.
+    gradient, unless the encoder is being trained.
     """
     plain = [not placeholders(prompt.text) for prompt in prompts]
     known: StatesCache = {} if cache is None else cache
@@ -227,37 +256,54 @@ def _text_states(model: DiffusionModel, prompts: Sequence[Prompt], cache: States
         )
     )
     if missing:
-        with torch.no_grad():
+        with torch.set_grad_enabled(encoder_gradient and torch.is_grad_enabled()):
             ids = [model.token_ids(text, {}) for text in missing]
             known.update(zip(missing, model.encode_prompts(torch.tensor(ids), None).states, strict=True))
-    if all(plain):
-        return torch.stack([known[prompt.text] for prompt in prompts])
-    live = iter(
-        _encode_with_placeholders(
-            model, [p for p, is_plain in zip(prompts, plain, strict=True) if not is_plain]
-        )
-    )
-    return torch.stack(
-        [known[p.text] if is_plain else next(live) for p, is_plain in zip(prompts, plain, strict=True)]
-    )
+    taught = [p for p, is_plain in zip(prompts, plain, strict=True) if not is_plain]
+    live = iter(_encode_with_placeholders(model, taught, layers) if taught else [])
+    rows = [known[p.text] if is_plain else next(live) for p, is_plain in zip(prompts, plain, strict=True)]
+    if all(row.ndim == 2 for row in rows):
+        return (torch.stack(rows),)
+    return tuple(torch.stack([row if row.ndim == 2 else row[at] for row in rows]) for at in range(layers))
 
 
-def _encode_with_placeholders(model: DiffusionModel, prompts: Sequence[Prompt]) -> Tensor:
-    """Each prompt's own rows get virtual ids of their own, so equal names of different owners never meet."""
+def _encode_with_placeholders(
+    model: DiffusionModel, prompts: Sequence[Prompt], layers: int
+) -> Sequence[Tensor]:
+    """States of each prompt: [T, d], or [layers, T, d] where a placeholder has rows per layer: then the text
+    is encoded once for every layer.
+
+    Each prompt's own rows get virtual ids of their own, so equal names of different owners never meet.
+    """
     rows: list[Tensor] = []
     ids: list[list[int]] = []
+    copies: list[int] = []
     next_id = model.vocabulary_size
     for prompt in prompts:
-        own: dict[str, range] = {}
+        own: dict[str, list[range]] = {}
         for name in placeholders(prompt.text):
             teachers = [edit.tokens[name].at(scale) for edit, scale in prompt.edits if name in edit.tokens]
             if len(teachers) > 1:
                 raise InputInvalid(f"Two of the chosen weights teach <{name}>: choose one of them.")
-            if teachers:
-                own[name] = range(next_id, next_id + len(teachers[0]))
-                next_id = own[name].stop
-                rows.append(teachers[0])
-        ids.append(model.token_ids(prompt.text, own))
-    return model.encode_prompts(
+            for taught in teachers:
+                sets = [taught] if taught.ndim == 2 else list(taught)
+                if len(sets) not in (1, layers):
+                    raise InputInvalid(f"<{name}> has rows for {len(sets)} layers, not for {layers}.")
+                own[name] = [
+                    range(next_id + at * len(one), next_id + (at + 1) * len(one))
+                    for at, one in enumerate(sets)
+                ]
+                next_id = own[name][-1].stop
+                rows += sets
+        copies.append(max((len(ranges) for ranges in own.values()), default=1))
+        ids += [
+            model.token_ids(prompt.text, {name: ranges[at % len(ranges)] for name, ranges in own.items()})
+            for at in range(copies[-1])
+        ]
+    states = model.encode_prompts(
         torch.tensor(ids), torch.cat([row.to(model.device, model.dtype) for row in rows])
     ).states
+    if len(states) == len(prompts):
+        return list(states)
+    parts = torch.split(states, copies)
+    return [part if copy > 1 else part[0] for part, copy in zip(parts, copies, strict=True)]

@@ -13,7 +13,9 @@ from backend.schemas.strict import Strict
 
 @dataclass(frozen=True)
 class MethodCard:
-    """One row of the table of methods. ``presets`` name the parameters that differ from the defaults."""
+    """One row of the table of methods. ``presets`` name the parameters that differ from the defaults; ``needs``
+    what a family of base models must have (``worker.ml.families.base.Family``).
+    """
 
     name: str
     title: str
@@ -24,6 +26,7 @@ class MethodCard:
     params_type: type[BaseModel]
     presets: Mapping[Any, dict[str, Any]]
     side: Callable[[Any], str]
+    needs: frozenset[str] = frozenset()
 
 
 class MethodInfo(Strict):

@@ -64,4 +64,5 @@ CARD = MethodCard(
     params_type=CustomDiffusionParams,
     presets=PRESETS,
     side=side,
+    needs=frozenset({"text-kv"}),
 )

@@ -17,8 +17,8 @@ from worker.ml.families.base import DiffusionModel, Family
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("toyworld", "Toyworld", ("custom-diffusion",), stable_diffusion.load),
-        Family("sd15", "Stable Diffusion 1.x", ("custom-diffusion",), stable_diffusion.load),
+        Family("toyworld", "Toyworld", stable_diffusion.load),
+        Family("sd15", "Stable Diffusion 1.x", stable_diffusion.load),
     )
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backend.schemas.bases import BaseDescription
+from backend.schemas.methods import CARDS
 from worker.ml.conditioning import Conditioning
 
 Group = Literal["cross-attention", "self-attention", "rest"]
@@ -90,6 +91,10 @@ class DiffusionModel(Protocol):
     def denoiser(self) -> torch.nn.Module:
         """The network itself, for weight-side methods and for counting its parameters."""
 
+    @property
+    def text_encoder(self) -> torch.nn.Module:
+        """The network that reads prompts, likewise."""
+
     def encode_images(self, pixels: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], shifted and scaled. With ``rng``: a draw from the
         posterior.
@@ -109,6 +114,12 @@ class DiffusionModel(Protocol):
     def initial_rows(self, count: int) -> Tensor:
         """[count, d_embedding]: rows of rare tokens from which placeholders start, each another one."""
 
+    def word_rows(self, word: str) -> Tensor:
+        """[pieces, d_embedding]: rows of the tokens of a word or phrase. Raises `InputInvalid` where it has none."""
+
+    def mean_row_norm(self) -> float:
+        """Mean Euclidean length of the rows of the vocabulary."""
+
     def noised(self, latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t, t, target) with noise and t drawn on the CPU."""
 
@@ -125,11 +136,29 @@ class DiffusionModel(Protocol):
         """Every Linear and Conv of the denoiser."""
 
 
+def encoder_modules(model: DiffusionModel) -> dict[str, tuple[str, torch.nn.Module]]:
+    """{name: (path, module)} of the text encoder's Linear modules; the name lacks the ``text_model.`` that some
+    versions of the library put before the path (methods.md 16.1), so that it means the same module in all of them.
+    """
+    return {
+        path.removeprefix("text_model."): (path, module)
+        for path, module in model.text_encoder.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
 @dataclass(frozen=True)
 class Family:
-    """A row of the table of families."""
+    """A row of the table of families. ``has``: what methods may need; "text-kv" is cross-attention to text whose
+    keys and values depend on the text alone (methods.md 0.5).
+    """
 
     name: str
     title: str
-    methods: tuple[str, ...]
     load: Callable[[Path, BaseDescription, str, torch.dtype], DiffusionModel]
+    has: frozenset[str] = frozenset({"text-kv"})
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods that can serve the family: those that need nothing it lacks."""
+        return tuple(card.name for card in CARDS.values() if card.needs <= self.has)

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel
 from backend.schemas.bases import BaseDescription
 from worker.ml.attention import cross_attention_modules, install_processors
 from worker.ml.conditioning import Conditioning
-from worker.ml.errors import BaseUnusable
+from worker.ml.errors import BaseUnusable, InputInvalid
 from worker.ml.families.base import CrossAttention, Group, PredictionType, Site, TextStates
 from worker.ml.families.folder import load_tokenizer, read_json, read_moongate, weight_files
 from worker.ml.families.rare_tokens import initial_rows
@@ -115,6 +115,19 @@ class StableDiffusion:
     def initial_rows(self, count: int) -> Tensor:
         table = self.text_encoder.get_input_embeddings().weight
         return initial_rows(self.tokenizer, table, count, self.placeholder_initialiser)
+
+    @torch.no_grad()
+    def word_rows(self, word: str) -> Tensor:
+        ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputInvalid(f'"{word}" is no word that this base model could read.')
+        table: Tensor = self.text_encoder.get_input_embeddings().weight
+        return table[torch.tensor(ids, device=table.device)].clone()
+
+    @torch.no_grad()
+    def mean_row_norm(self) -> float:
+        table: Tensor = self.text_encoder.get_input_embeddings().weight
+        return float(torch.linalg.vector_norm(table.float(), dim=1).mean())
 
     # ---- denoising
 

@@ -9,8 +9,19 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import MethodUnsupported
 from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
+from worker.ml.methods.dreambooth import DreamBooth
+from worker.ml.methods.lora import Lora
+from worker.ml.methods.textual_inversion import TextualInversion
 
-METHODS: dict[str, Method] = {method.name: method for method in (CustomDiffusion(),)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        CustomDiffusion(),
+        TextualInversion(),
+        Lora(),
+        DreamBooth(),
+    )
+}
 
 
 def method_of(weights: ConceptWeights) -> Method:

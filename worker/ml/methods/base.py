@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import WeightEdit
 from worker.ml.run import Run
+from worker.ml.training.lessons import ConceptExamples
 from worker.ml.training.trainee import Trainee
-
-
-@dataclass(frozen=True)
-class ConceptExamples:
-    """A concept and its photos: local files, upright. ``token`` without brackets; ``class_noun`` may be
-    empty.
-    """
-
-    token: str
-    class_noun: str
-    kind: Literal["subject", "style"]
-    photos: list[Path]
 
 
 class Method(Protocol):
@@ -49,13 +38,19 @@ class Method(Protocol):
         """Prepares everything a training needs (photos encoded, prior images made) and starts no optimiser.
 
         ``params`` is of the card's ``params_type``. ``prior_dir`` is kept between trainings. ``previews`` are
-        encoder texts. Raises `InputInvalid`, `PromptTooLong`, and what `Run.step` raises.
+        encoder texts. Raises `MethodUnsupported`, `InputInvalid`, `PromptTooLong`, and what `Run.step` raises.
         """
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
-        """The concept as an edit of text keys and values. Raises `WeightsInvalid` when the weights do not fit
-        the model.
+        """The concept as an edit of text: its words, and on the text side its keys and values. Raises
+        `WeightsInvalid` when the weights do not fit the model.
         """
 
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
+        """What must be installed beside `edit`; None on the text side. Same errors as `edit`."""
+
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
-        """{site: dense change of its weight, fp32}. Same errors as `edit`."""
+        """{site: dense change of its weight, fp32} of the denoiser's Linear and Conv. Same errors as `edit`."""
+
+
+__all__ = ["ConceptExamples", "Method"]

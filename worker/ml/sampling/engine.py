@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import WeightEdit
 from worker.ml.methods import method_of
 from worker.ml.run import Run
 from worker.ml.sampling.latents import Picture, sample_latents
@@ -36,24 +37,28 @@ class GenerationUnit:
 def generate(
     model: DiffusionModel, units: Sequence[GenerationUnit], run: Run, *, batch_size: int | None = None
 ) -> Iterator[tuple[GenerationUnit, NDArray[np.uint8]]]:
-    """Yields (unit, uint8 [H, W, 3]) as batches finish. Units that agree in size, scheduler and steps share
-    batches.
+    """Yields (unit, uint8 [H, W, 3]) as batches finish. Units that agree in size, scheduler, steps and
+    what must be installed share batches.
 
     ``run.step("images", ...)`` every solver step. Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`,
     `MethodUnsupported` before the first step, and what `Run.step` raises.
     """
-    edits: dict[int, TextEdit] = {}
+    edits: dict[int, tuple[TextEdit, WeightEdit | None]] = {}
     pictures = [_picture(model, unit, edits) for unit in units]
     for place, latents in sample_latents(model, pictures, run, "images", batch_size=batch_size):
         yield units[place], to_uint8(model.decode_latents(latents[None]))[0]
 
 
-def _picture(model: DiffusionModel, unit: GenerationUnit, edits: dict[int, TextEdit]) -> Picture:
+def _picture(
+    model: DiffusionModel, unit: GenerationUnit, edits: dict[int, tuple[TextEdit, WeightEdit | None]]
+) -> Picture:
     """``edits`` holds one edit per weights object, so that equal prompts are recognised as equal."""
     for weights, _ in unit.weights:
         if id(weights) not in edits:
-            edits[id(weights)] = method_of(weights).edit(model, weights)
-    chosen = tuple((edits[id(weights)], scale) for weights, scale in unit.weights)
+            method = method_of(weights)
+            edits[id(weights)] = method.edit(model, weights), method.installation(model, weights)
+    chosen = tuple((edits[id(weights)][0], scale) for weights, scale in unit.weights)
+    installations = ((edits[id(weights)][1], scale) for weights, scale in unit.weights)
     return Picture(
         prompt=Prompt(unit.text, chosen),
         negative=Prompt(unit.negative_text, chosen, negative=True),
@@ -63,4 +68,7 @@ def _picture(model: DiffusionModel, unit: GenerationUnit, edits: dict[int, TextE
         scheduler=unit.scheduler,
         width=unit.width,
         height=unit.height,
+        installation=tuple(
+            (edit, scale) for edit, scale in installations if edit is not None and scale != 0.0
+        ),
     )

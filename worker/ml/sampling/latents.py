@@ -17,6 +17,7 @@ from torch import Tensor
 from worker.ml.conditioning import Conditioning, Prompt, StatesCache, text_kv
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import Installation, installed
 from worker.ml.run import Run
 from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler
 
@@ -28,7 +29,9 @@ a GPU.
 
 @dataclass(frozen=True)
 class Picture:
-    """Recipe of one picture with resolved edits. Sizes in pixels; ``seed`` draws the first noise."""
+    """Recipe of one picture with resolved edits. Sizes in pixels; ``seed`` draws the first noise;
+    ``installation`` is in place while it is drawn.
+    """
 
     prompt: Prompt
     negative: Prompt
@@ -38,6 +41,7 @@ class Picture:
     scheduler: str
     width: int
     height: int
+    installation: Installation = ()
 
     @property
     def guided(self) -> bool:
@@ -45,7 +49,14 @@ class Picture:
         return self.guidance_scale != 1.0
 
     def shares_batch_with(self) -> tuple[object, ...]:
-        return (self.num_inference_steps, self.scheduler, self.width, self.height, self.guided)
+        return (
+            self.num_inference_steps,
+            self.scheduler,
+            self.width,
+            self.height,
+            self.guided,
+            self.installation,
+        )
 
 
 @dataclass
@@ -54,16 +65,20 @@ class ConditioningCache:
     wants.
     """
 
-    states: StatesCache = field(default_factory=dict)
-    ready: dict[Prompt, Conditioning] = field(default_factory=dict)
+    states: dict[Installation, StatesCache] = field(default_factory=dict)
+    ready: dict[tuple[Installation, Prompt], Conditioning] = field(default_factory=dict)
 
-    def rows(self, model: DiffusionModel, prompts: Sequence[Prompt]) -> Conditioning:
+    def rows(
+        self, model: DiffusionModel, prompts: Sequence[Prompt], installation: Installation = ()
+    ) -> Conditioning:
+        """``installation`` is what the model has installed now: text states and projections depend on it."""
+        states = self.states.setdefault(installation, {})
         for prompt in prompts:
-            if prompt not in self.ready:
-                self.ready[prompt] = text_kv(model, [prompt], cache=self.states)
+            if (installation, prompt) not in self.ready:
+                self.ready[installation, prompt] = text_kv(model, [prompt], cache=states)
         distinct = list(dict.fromkeys(prompts))
         place = {prompt: row for row, prompt in enumerate(distinct)}
-        joined = Conditioning.concatenated([self.ready[prompt] for prompt in distinct])
+        joined = Conditioning.concatenated([self.ready[installation, prompt] for prompt in distinct])
         return joined.rows([place[prompt] for prompt in prompts])
 
 
@@ -95,10 +110,12 @@ def sample_latents(
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
             finished = torch.empty(0)
-            for latents in _solve(model, [pictures[place] for place in chosen], cache):
-                done += len(chosen)
-                run.step(unit, done, total)
-                finished = latents
+            # Closed again before anything is yielded: what a caller does in between finds the base model.
+            with installed(model, pictures[chosen[0]].installation):
+                for latents in _solve(model, [pictures[place] for place in chosen], cache):
+                    done += len(chosen)
+                    run.step(unit, done, total)
+                    finished = latents
             yield from zip(chosen, finished, strict=True)
 
 
@@ -141,7 +158,7 @@ def _solve(model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningC
         prompts = [picture.prompt for picture in batch]
         if batch[0].guided:
             prompts = [picture.negative for picture in batch] + prompts
-        conditioning = cache.rows(model, prompts)
+        conditioning = cache.rows(model, prompts, batch[0].installation)
         scale = torch.tensor([picture.guidance_scale for picture in batch], device=model.device)[
             :, None, None, None
         ]

@@ -41,6 +41,11 @@ def class_prompts(class_noun: str, kind: Literal["subject", "style"], examples: 
     ]
 
 
+def without_noun(text: str, token: str, class_noun: str) -> str:
+    """``text`` with the class noun taken away behind ``<token>``: "a <stark> dog" is "a <stark>"."""
+    return re.sub(rf"(<{token}>) {re.escape(class_noun)}(?!\w)", r"\1", text) if class_noun else text
+
+
 def with_article(noun: str) -> str:
     """ "a dog", "an owl"."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

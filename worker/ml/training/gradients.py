@@ -120,7 +120,13 @@ def _row_losses(
         timesteps.append(t[part])
         targets.append(target[part])
         masks.append(rows.masks[part])
-        texts = text_kv(model, rows.prompts, detach_first=trainee.detach_first, cache=progress.states)
+        texts = text_kv(
+            model,
+            rows.prompts,
+            detach_first=trainee.detach_first,
+            cache=progress.states,
+            encoder_gradient=trainee.trains_text_encoder,
+        )
         conditionings.append(texts.rows(rows.prompt_of_row[part]))
     t = torch.cat(timesteps)
     prediction = model.predict(torch.cat(noisy), t, Conditioning.concatenated(conditionings))

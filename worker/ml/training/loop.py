@@ -88,11 +88,14 @@ class Progress:
 
 
 def train(model: DiffusionModel, trainees: Sequence[Trainee], run: Run) -> list[ConceptWeights]:
-    """Trains all to their ends, in one batch a step, and returns their weights in order.
+    """Trains all to their ends, in one batch a step, and returns their weights in order. With a trainee that has
+    something installed (weight side) they train one after another.
 
     Resumes from ``run.resume``. Previews come before the first step, every ``preview_every`` steps and at the
     end. Raises `Cancelled`, `Released` (after a checkpoint), `TrainingDiverged`, `DeviceMemoryShort`.
     """
+    if len(trainees) > 1 and any(trainee.alone for trainee in trainees):
+        return [weights for trainee in trainees for weights in train(model, [trainee], run)]
     with ExitStack() as installed:
         for trainee in trainees:
             installed.enter_context(trainee.installed())
@@ -141,6 +144,7 @@ def _update(progress: Progress, loss: Loss, run: Run) -> None:
             for gradient in gradients:
                 gradient.mul_(scale)
         progress.optimiser.step(progress.learning_rate_scale)
+        progress.trainee.constrain()
     progress.done += 1
     if progress.watch.calm and progress.done % GOOD_EVERY == 0:
         progress.good = progress.snapshot()
@@ -156,6 +160,7 @@ def _after_step(active: Sequence[Progress], losses: Sequence[Loss], cadence: Cad
         metrics = {"loss": loss.total.item(), "photo_loss": loss.photos.item()}
         if loss.prior is not None:
             metrics["prior_loss"] = loss.prior.item()
+        metrics |= progress.trainee.measures()
         if progress.parts > 1:
             metrics["gradient_accumulation"] = progress.parts
         run.step(progress.trainee.unit, progress.done, progress.trainee.steps, **metrics)

@@ -44,7 +44,8 @@ class Trainee:
     ``unit`` names it to the `Run`. ``rows(step)`` is a pure function of the step. ``fingerprint`` says what
     its checkpoints belong to: seed, parameters, photos, base. ``preview(run)`` draws with the tensors as they
     stand. ``result(steps)`` packs them. ``installed()`` is open during training, for trainees whose tensors
-    are the denoiser's own.
+    are the denoiser's own. ``constrain()`` runs after every optimiser step; ``measures()`` are further numbers
+    to report with it. ``trains_text_encoder``: text states change from step to step.
     """
 
     unit: str
@@ -61,6 +62,14 @@ class Trainee:
     min_snr_gamma: float | None = None
     detach_first: bool = True
     installed: Callable[[], AbstractContextManager[None]] = nullcontext
+    trains_text_encoder: bool = False
+    constrain: Callable[[], None] = lambda: None
+    measures: Callable[[], Mapping[str, float]] = dict
+
+    @property
+    def alone(self) -> bool:
+        """Nothing else can share the denoiser while this trains."""
+        return self.installed is not nullcontext
 
     def tensors(self) -> dict[str, Tensor]:
         """All trainable tensors by name."""

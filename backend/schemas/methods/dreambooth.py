@@ -1,0 +1,68 @@
+"""DreamBooth (Ruiz et al., CVPR 2023, arXiv 2208.12242): the whole denoiser."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from backend.schemas.methods.card import MethodCard
+from backend.schemas.strict import Strict
+
+
+class DreamBoothParams(Strict):
+    """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 2)."""
+
+    steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: about 1000)")] = 800
+    batch_size: Annotated[
+        int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
+    ] = 1
+    learning_rate: Annotated[
+        float, Field(gt=0, le=0.1, description="of the denoiser (paper: 5e-6 on SD 1.x)")
+    ] = 5e-6
+    text_encoder: Annotated[bool, Field(description="train the text encoder and the word's vector too")] = (
+        False
+    )
+    text_learning_rate: Annotated[
+        float, Field(gt=0, le=0.1, description="of the text encoder and the word (usual: 2e-6)")
+    ] = 2e-6
+    prior_weight: Annotated[
+        float, Field(ge=0, le=10, description="lambda of the prior term (paper: 1); 0 turns it off")
+    ] = 1.0
+    prior_images: Annotated[
+        int, Field(ge=0, le=1000, description="generated class images (paper: about 1000; 200 are usual)")
+    ] = 200
+    prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
+    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
+    max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
+    preview_every: Annotated[
+        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
+    ] = 50
+
+
+PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+    "quick": {"steps": 150, "batch_size": 4, "learning_rate": 1e-4, "prior_images": 16, "prior_steps": 10},
+    "balanced": {"steps": 300, "batch_size": 4, "learning_rate": 1e-4, "prior_images": 24},
+    "thorough": {"steps": 1000, "batch_size": 4, "learning_rate": 5e-5, "prior_images": 48},
+}
+
+
+def side(params: DreamBoothParams) -> Literal["text", "weights"]:
+    """Every weight changes."""
+    return "weights"
+
+
+CARD = MethodCard(
+    name="dreambooth",
+    title="DreamBooth",
+    description=(
+        "Tunes the whole denoiser: the closest likeness, and the largest file and the most drift; "
+        "for one subject that must be right."
+    ),
+    source="Ruiz et al., DreamBooth: Fine Tuning Text-to-Image Diffusion Models, CVPR 2023 (arXiv 2208.12242)",
+    min_photos=3,
+    max_photos=100,
+    params_type=DreamBoothParams,
+    presets=PRESETS,
+    side=side,
+)

@@ -1,0 +1,82 @@
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): low-rank changes of chosen layers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from backend.schemas.methods.card import MethodCard
+from backend.schemas.strict import Strict
+
+
+class LoraParams(Strict):
+    """Hyper-parameters; usual values for SD 1.x stand in the descriptions (methods.md 8)."""
+
+    steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (usual: 500)")] = 500
+    batch_size: Annotated[
+        int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
+    ] = 4
+    rank: Annotated[
+        int, Field(ge=1, le=1024, description="of each change; more learns more and takes more space")
+    ] = 4
+    alpha: Annotated[
+        float, Field(ge=0, le=4096, description="the change is multiplied by alpha / rank; 0: alpha = rank")
+    ] = 0.0
+    attention: Annotated[
+        Literal["all", "cross", "key-value", "none"],
+        Field(description="attention layers; key-value alone is text side: nothing has to be installed"),
+    ] = "all"
+    feed_forward: Annotated[bool, Field(description="the feed-forward layers behind attention too")] = False
+    convolution: Annotated[bool, Field(description="the convolutions between attention layers too")] = False
+    text_encoder: Annotated[bool, Field(description="the attention of the text encoder too")] = False
+    train_token: Annotated[bool, Field(description="learn the word's vector as well (pivotal tuning)")] = (
+        False
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=0.1, description="of the denoiser (usual: 1e-4)")] = 1e-4
+    text_learning_rate: Annotated[
+        float, Field(gt=0, le=0.1, description="of the text encoder (usual: 1e-5 to 5e-5)")
+    ] = 2e-5
+    token_learning_rate: Annotated[
+        float, Field(gt=0, le=1.0, description="of the word's vector (usual: 5e-4)")
+    ] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the change")] = 0.01
+    prior_weight: Annotated[
+        float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")
+    ] = 0.0
+    prior_images: Annotated[int, Field(ge=0, le=1000, description="generated class images")] = 24
+    prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
+    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
+    max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
+    preview_every: Annotated[
+        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
+    ] = 50
+
+
+PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+    "quick": {"steps": 200, "learning_rate": 5e-4},
+    "balanced": {"steps": 500, "learning_rate": 3e-4},
+    "thorough": {"steps": 1000, "rank": 8, "train_token": True, "prior_weight": 1.0},
+}
+
+
+def side(params: LoraParams) -> Literal["text", "weights"]:
+    """Keys and values of the cross-attention alone are text side; every further layer makes it weight side."""
+    further = params.feed_forward or params.convolution or params.text_encoder
+    return "text" if params.attention == "key-value" and not further else "weights"
+
+
+CARD = MethodCard(
+    name="lora",
+    title="LoRA",
+    description=(
+        "Learns thin changes of the attention layers, in a file of a few megabytes that other programs read too; "
+        "for likeness where Custom Diffusion is not enough."
+    ),
+    source="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022 (arXiv 2106.09685)",
+    min_photos=3,
+    max_photos=100,
+    params_type=LoraParams,
+    presets=PRESETS,
+    side=side,
+)

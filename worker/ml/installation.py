@@ -1,0 +1,85 @@
+"""Weight-side concepts: the model's own parameters are others for as long as a concept is used (design 1, ADR 6).
+
+The base model's tensors are never written. `replaced` puts *other* parameters into their places and afterwards the
+very same ones back, so that removing a concept is exact to the bit by construction, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from worker.ml.conditioning import MatrixChange
+
+if TYPE_CHECKING:
+    from worker.ml.families.base import DiffusionModel
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEdit:
+    """What a weight-side concept *is*, beside its words: a change for each parameter, by name.
+
+    ``denoiser`` and ``text_encoder`` name parameters as ``named_parameters()`` of the module does
+    ("conv_in.weight"). Two edits add: ``W + s_1 dW_1 + s_2 dW_2``.
+    """
+
+    denoiser: Mapping[str, MatrixChange] = field(default_factory=dict)
+    text_encoder: Mapping[str, MatrixChange] = field(default_factory=dict)
+
+
+Installation = tuple[tuple[WeightEdit, float], ...]
+"""Edits with their scales. Rows of one batch of the denoiser share it: they are grouped by it."""
+
+
+@contextmanager
+def installed(model: DiffusionModel, edits: Installation) -> Iterator[None]:
+    """While open, every parameter is ``W + sum of s_i dW_i``, in the dtype of W; no gradient. Scale 0 is the base
+    model, to the bit.
+    """
+    acting = [(edit, scale) for edit, scale in edits if scale != 0.0]
+    with ExitStack() as stack:
+        for module, part in (
+            (model.denoiser, [(edit.denoiser, scale) for edit, scale in acting]),
+            (model.text_encoder, [(edit.text_encoder, scale) for edit, scale in acting]),
+        ):
+            stack.enter_context(replaced(module, _summed(module, part)))
+        yield
+
+
+@torch.no_grad()
+def _summed(
+    module: torch.nn.Module, parts: Sequence[tuple[Mapping[str, MatrixChange], float]]
+) -> dict[str, Tensor]:
+    summed: dict[str, Tensor] = {}
+    for changes, scale in parts:
+        for name, change in changes.items():
+            before = summed.get(name, module.get_parameter(name))
+            dense = change.dense().to(before.device)
+            summed[name] = (before.float() + scale * dense.float()).to(before.dtype)
+    return summed
+
+
+@contextmanager
+def replaced(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """While open, the parameters of ``module`` with these names are ``tensors``; afterwards the objects that were
+    there before. A tensor that is an ``nn.Parameter`` is used itself and may require a gradient.
+    """
+    kept: list[tuple[torch.nn.Module, str, torch.nn.Parameter | None]] = []
+    try:
+        for name, tensor in tensors.items():
+            path, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(path)
+            kept.append((owner, leaf, owner._parameters[leaf]))
+            if isinstance(tensor, torch.nn.Parameter):
+                owner._parameters[leaf] = tensor
+            else:
+                owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+        yield
+    finally:
+        for owner, leaf, before in reversed(kept):
+            owner._parameters[leaf] = before

@@ -1,0 +1,211 @@
+"""DreamBooth (Ruiz et al., CVPR 2023, arXiv 2208.12242; methods.md 2): the whole denoiser.
+
+``L = E || target - f(x_t, t, c) ||^2 + lambda E || target' - f(x'_t', t', c') ||^2`` (eq. 2, with the base model's own
+target): photos with captions that name a rare token V* and the class, and images of the class that the base model drew
+before anything was changed. Both terms draw noise and time step for each row. Trained is every parameter of the
+denoiser; with ``text_encoder`` also every parameter of the text encoder but its table of words, of which the row V*
+alone is trained. The autoencoder is frozen.
+
+Trained are fp32 copies that stand in the places of the parameters (`worker.ml.installation.replaced`), so the base
+model's own bits are never written. Stored are differences in half precision: off by at most 2^-11 of the difference
+or 3e-8, whichever is larger.
+
+Departures: no weight decay (the reference script's 1e-2 pulls the whole base model towards zero); the paper's captions
+are "a [V] dog" and "a dog", ours are those of the other methods, so that all share the images of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.schemas.methods.dreambooth import CARD, DreamBoothParams
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.conditioning import DenseChange, TextEdit
+from worker.ml.errors import MethodUnsupported, WeightsInvalid
+from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import WeightEdit, replaced
+from worker.ml.run import Run
+from worker.ml.taught_words import rare_rows, taught_rows, token_tensors
+from worker.ml.training.lessons import (
+    ConceptExamples,
+    check_distinct,
+    check_texts,
+    deal_lessons,
+    plain_captions,
+    prepare_lessons,
+)
+from worker.ml.training.preview import draw_previews
+from worker.ml.training.provenance import (
+    check_base,
+    check_served,
+    fingerprint,
+    manifest_of,
+    taught_tokens,
+)
+from worker.ml.training.trainee import Group, Trainee
+
+STORED = torch.float16
+
+
+class DreamBooth:
+    """The method; it holds no state."""
+
+    name = CARD.name
+
+    def trainee(
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[ConceptExamples],
+        params: DreamBoothParams,
+        *,
+        seed: int,
+        prior_dir: Path,
+        previews: Sequence[str],
+        run: Run,
+    ) -> Trainee:
+        check_served(CARD, model)
+        if model.dtype.itemsize < torch.float32.itemsize:
+            raise MethodUnsupported(
+                f"{CARD.title} trains in single precision; this base model is loaded in half."
+            )
+        check_distinct(concepts)
+        edit = TextEdit(rare_rows(model, [concept.token for concept in concepts]), {})
+        check_texts(model, edit, (*plain_captions(concepts, augment=False), *previews))
+        lessons = prepare_lessons(
+            model,
+            concepts,
+            augment=False,
+            flip=params.flip,
+            prior_images=params.prior_images if params.prior_weight > 0 else 0,
+            prior_steps=params.prior_steps,
+            seed=seed,
+            prior_dir=prior_dir,
+            run=run,
+        )
+        base = {"site": denoiser_parameters(model), "encoder": {}}
+        if params.text_encoder:
+            base["encoder"] = encoder_parameters(model)
+        copies = {
+            part: {path: torch.nn.Parameter(each.detach().clone()) for path, each in parameters.items()}
+            for part, parameters in base.items()
+        }
+        words = {f"token.{name}.learned": rows.learned for name, rows in edit.tokens.items()}
+        if params.text_encoder:
+            for tensor in words.values():
+                tensor.requires_grad_(True)
+        groups = [Group(_keyed("site", copies["site"]), params.learning_rate, 0.0)]
+        if params.text_encoder:
+            encoder = {**_keyed("encoder", copies["encoder"]), **words}
+            groups.append(Group(encoder, params.text_learning_rate, 0.0))
+
+        @contextmanager
+        def in_their_places() -> Iterator[None]:
+            with (
+                replaced(model.denoiser, copies["site"]),
+                replaced(model.text_encoder, copies["encoder"]),
+            ):
+                yield
+
+        def result(steps: int) -> ConceptWeights:
+            differences = {
+                key: (trained.detach() - base[part][path].detach()).to(STORED).cpu()
+                for part, parameters in copies.items()
+                for (path, trained), key in zip(parameters.items(), _keyed(part, parameters), strict=True)
+            }
+            return ConceptWeights(
+                manifest_of(CARD, model, taught_tokens(concepts), params, seed=seed, steps=steps),
+                {**differences, **token_tensors(edit.tokens)},
+            )
+
+        return Trainee(
+            unit="train",
+            seed=seed,
+            steps=params.steps,
+            groups=tuple(groups),
+            rows=lambda step: deal_lessons(
+                lessons, batch_size=params.batch_size, seed=seed, step=step, edit=edit
+            ),
+            result=result,
+            preview=lambda run: draw_previews(model, previews, edit, seed, run),
+            preview_every=params.preview_every,
+            fingerprint=fingerprint(self.name, model, concepts, params, seed),
+            prior_weight=params.prior_weight,
+            max_grad_norm=params.max_grad_norm,
+            detach_first=False,
+            installed=in_their_places,
+            trains_text_encoder=params.text_encoder,
+        )
+
+    def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
+        differences(model, weights)
+        return TextEdit(taught_rows(model, weights), {})
+
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit:
+        denoiser, encoder = differences(model, weights)
+        return WeightEdit(
+            {path: DenseChange(difference) for path, difference in denoiser.items()},
+            {path: DenseChange(difference) for path, difference in encoder.items()},
+        )
+
+    def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
+        denoiser, _ = differences(model, weights)
+        return {site.name: denoiser[f"{site.name}.weight"].float() for site in model.sites()}
+
+
+def denoiser_parameters(model: DiffusionModel) -> dict[str, torch.nn.Parameter]:
+    """Every parameter, by path."""
+    return dict(model.denoiser.named_parameters())
+
+
+def encoder_parameters(model: DiffusionModel) -> dict[str, torch.nn.Parameter]:
+    """Every parameter but the table of words, by path."""
+    table = model.text_encoder.get_input_embeddings().weight  # type: ignore[operator]
+    return {path: each for path, each in model.text_encoder.named_parameters() if each is not table}
+
+
+def tensor_key(part: str, path: str) -> str:
+    """Name in the weights file: "conv_in.weight" is ``site.conv_in.delta``, "conv_in.bias" ``site.conv_in.bias_delta``.
+
+    The encoder's names lack the ``text_model.`` of some versions of the library (methods.md 16.1).
+    """
+    module, _, leaf = path.removeprefix("text_model.").rpartition(".")
+    return f"{part}.{module}.{'delta' if leaf == 'weight' else f'{leaf}_delta'}"
+
+
+def _keyed(part: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {tensor_key(part, path): tensor for path, tensor in parameters.items()}
+
+
+def differences(
+    model: DiffusionModel, weights: ConceptWeights
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Differences by path: of the denoiser, all of them; of the text encoder, all or none. Raises `WeightsInvalid`."""
+    check_base(model, weights)
+    found = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("token.")}
+    denoiser = _fitting("site", denoiser_parameters(model), found)
+    trained = any(name.startswith("encoder.") for name in found)
+    encoder = _fitting("encoder", encoder_parameters(model), found) if trained else {}
+    if len(found) > len(denoiser) + len(encoder):
+        raise WeightsInvalid("The weights change parameters that this base model does not have.")
+    return denoiser, encoder
+
+
+def _fitting(
+    part: str, parameters: Mapping[str, torch.nn.Parameter], found: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    fitting = {}
+    for path, parameter in parameters.items():
+        difference = found.get(tensor_key(part, path))
+        if difference is None:
+            raise WeightsInvalid(f"The weights lack the change of {path}.")
+        if difference.shape != parameter.shape:
+            raise WeightsInvalid(
+                f"The change of {path} has shape {list(difference.shape)}, not {list(parameter.shape)}."
+            )
+        fitting[path] = difference
+    return fitting

@@ -1,0 +1,248 @@
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685; methods.md 8), trained as DreamBooth is (methods.md 2).
+
+``W' = W + (alpha / r) B A`` (section 4.1) for the chosen layers of the denoiser and, if wished, of the text encoder.
+A starts from N(0, 1 / r^2) as in diffusers' scripts, B from 0, so that the first prediction is the base model's. The
+objective is the base model's own loss on the photos, captioned "photo of a V* dog", plus lambda times the same on
+generated images of the class. V* is a rare token's row; with ``train_token`` it is learnt too.
+
+Keys and values of the cross-attention alone are text side: a `TextEdit` with low-rank sites. Everything else is weight
+side: two thin layers beside each frozen one while it is trained (`worker.ml.low_rank.beside`), installed dense when
+used.
+
+Departures: pivotal tuning learns word and layers in one go, where cloneofsimo's has two stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.schemas.methods.lora import CARD, LoraParams, side
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.conditioning import TextEdit
+from worker.ml.errors import InputInvalid, WeightsInvalid
+from worker.ml.families.base import DiffusionModel, encoder_modules
+from worker.ml.installation import WeightEdit
+from worker.ml.low_rank import LowRankChange, beside, factor_shapes, matrix_shape
+from worker.ml.run import Run
+from worker.ml.streams import rng
+from worker.ml.taught_words import rare_rows, taught_rows, token_tensors
+from worker.ml.training.lessons import (
+    ConceptExamples,
+    check_distinct,
+    check_texts,
+    deal_lessons,
+    plain_captions,
+    prepare_lessons,
+)
+from worker.ml.training.preview import draw_previews
+from worker.ml.training.provenance import (
+    check_base,
+    check_served,
+    fingerprint,
+    manifest_of,
+    taught_tokens,
+)
+from worker.ml.training.trainee import Group, Trainee
+
+ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+CONVOLUTIONS = (".resnets.", ".downsamplers.", ".upsamplers.")
+
+
+class Lora:
+    """The method; it holds no state."""
+
+    name = CARD.name
+
+    def trainee(
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[ConceptExamples],
+        params: LoraParams,
+        *,
+        seed: int,
+        prior_dir: Path,
+        previews: Sequence[str],
+        run: Run,
+    ) -> Trainee:
+        check_served(CARD, model)
+        check_distinct(concepts)
+        modules = chosen_modules(model, params)
+        check_rank(modules, params.rank)
+        text_side = side(params) == "text"
+        changes = {key: untrained(module, key, params, seed) for key, module in modules.items()}
+        sites = {key.removeprefix("site."): change for key, change in changes.items()} if text_side else {}
+        edit = TextEdit(rare_rows(model, [concept.token for concept in concepts]), sites)
+        check_texts(model, edit, (*plain_captions(concepts, augment=False), *previews))
+        lessons = prepare_lessons(
+            model,
+            concepts,
+            augment=False,
+            flip=params.flip,
+            prior_images=params.prior_images if params.prior_weight > 0 else 0,
+            prior_steps=params.prior_steps,
+            seed=seed,
+            prior_dir=prior_dir,
+            run=run,
+        )
+        factors = {
+            f"{key}.{part}": tensor
+            for key, change in changes.items()
+            for part, tensor in (("down", change.down), ("up", change.up))
+        }
+        words = {f"token.{name}.learned": rows.learned for name, rows in edit.tokens.items()}
+        trained = {**factors, **(words if params.train_token else {})}
+        for tensor in trained.values():
+            tensor.requires_grad_(True)
+
+        def group(prefix: str, rate: float, decay: float) -> Group:
+            return Group({n: t for n, t in trained.items() if n.startswith(prefix)}, rate, decay)
+
+        groups = (
+            group("site.", params.learning_rate, params.weight_decay),
+            group("encoder.", params.text_learning_rate, params.weight_decay),
+            group("token.", params.token_learning_rate, 0.0),
+        )
+
+        def result(steps: int) -> ConceptWeights:
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in factors.items()}
+            alphas = {f"{key}.alpha": torch.tensor(scale(params) * params.rank) for key in changes}
+            return ConceptWeights(
+                manifest_of(CARD, model, taught_tokens(concepts), params, seed=seed, steps=steps),
+                {**tensors, **alphas, **token_tensors(edit.tokens)},
+            )
+
+        def alongside() -> AbstractContextManager[None]:
+            return beside({modules[key]: change for key, change in changes.items()})
+
+        return Trainee(
+            unit="train",
+            seed=seed,
+            steps=params.steps,
+            groups=tuple(each for each in groups if each.tensors),
+            rows=lambda step: deal_lessons(
+                lessons, batch_size=params.batch_size, seed=seed, step=step, edit=edit
+            ),
+            result=result,
+            preview=lambda run: draw_previews(model, previews, edit, seed, run),
+            preview_every=params.preview_every,
+            fingerprint=fingerprint(self.name, model, concepts, params, seed),
+            prior_weight=params.prior_weight,
+            max_grad_norm=params.max_grad_norm,
+            detach_first=False,
+            installed=nullcontext if text_side else alongside,
+            trains_text_encoder=params.text_encoder,
+        )
+
+    def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
+        changes = learned_changes(model, weights)
+        words = taught_rows(model, weights)
+        return TextEdit(words, changes[0] if weights.manifest.side == "text" else {})
+
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
+        sites, encoder = learned_changes(model, weights)
+        if weights.manifest.side == "text":
+            return None
+        paths = {name: path for name, (path, _) in encoder_modules(model).items()}
+        return WeightEdit(
+            {f"{name}.weight": change for name, change in sites.items()},
+            {f"{paths[name]}.weight": change for name, change in encoder.items()},
+        )
+
+    def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
+        return {name: change.dense() for name, change in learned_changes(model, weights)[0].items()}
+
+
+def scale(params: LoraParams) -> float:
+    """``alpha / r``; alpha 0 counts as r."""
+    return params.alpha / params.rank if params.alpha > 0 else 1.0
+
+
+def chosen_modules(model: DiffusionModel, params: LoraParams) -> dict[str, torch.nn.Module]:
+    """{"site.<name>" or "encoder.<name>": module} of the layers that get a change. Raises `InputInvalid` for none."""
+    ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}
+    chosen = {}
+    for site in model.sites():
+        attention = {
+            "all": site.group in ("cross-attention", "self-attention"),
+            "cross": site.group == "cross-attention",
+            "key-value": site.name in ready,
+            "none": False,
+        }[params.attention]
+        linear = params.feed_forward and ".ff." in site.name
+        convolution = (
+            params.convolution
+            and isinstance(site.module, torch.nn.Conv2d)
+            and any(part in site.name for part in CONVOLUTIONS)
+        )
+        if attention or linear or convolution:
+            chosen[f"site.{site.name}"] = site.module
+    if params.text_encoder:
+        for name, (_, module) in encoder_modules(model).items():
+            if name.rpartition(".")[2] in ENCODER_LAYERS:
+                chosen[f"encoder.{name}"] = module
+    if not chosen:
+        raise InputInvalid("No layers are chosen: LoRA needs attention, feed-forward or convolution layers.")
+    return chosen
+
+
+def check_rank(modules: Mapping[str, torch.nn.Module], rank: int) -> None:
+    """Raises `InputInvalid` where the rank is larger than a matrix."""
+    smallest = min(modules, key=lambda key: min(matrix_shape(modules[key].get_parameter("weight"))))
+    rows, columns = matrix_shape(modules[smallest].get_parameter("weight"))
+    if rank > min(rows, columns):
+        raise InputInvalid(
+            f"Rank {rank} is larger than the matrix of {smallest.partition('.')[2]} ({rows} x {columns}): "
+            f"at most {min(rows, columns)} is possible."
+        )
+
+
+def untrained(module: torch.nn.Module, key: str, params: LoraParams, seed: int) -> LowRankChange:
+    """A from N(0, 1 / r^2), drawn by seed and name; B = 0; fp32 on the device."""
+    weight = module.get_parameter("weight")
+    down_shape, up_shape = factor_shapes(weight, params.rank)
+    down = torch.randn(down_shape, generator=rng(seed, f"lora/{key}", 0)) / params.rank
+    return LowRankChange(down.to(weight.device), torch.zeros(up_shape, device=weight.device), scale(params))
+
+
+def learned_changes(
+    model: DiffusionModel, weights: ConceptWeights
+) -> tuple[dict[str, LowRankChange], dict[str, LowRankChange]]:
+    """Changes of the denoiser's sites and of the text encoder's modules, fp32 on the device. Raises
+    `WeightsInvalid`.
+    """
+    check_base(model, weights)
+    sites = {site.name: site.module for site in model.sites()}
+    encoder = {name: module for name, (_, module) in encoder_modules(model).items()}
+    changes = _fitting(weights.site_parts(), sites), _fitting(weights.site_parts("encoder"), encoder)
+    if not any(changes):
+        raise WeightsInvalid("The weights change no layer.")
+    ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}
+    if weights.manifest.side == "text" and (changes[1] or changes[0].keys() - ready):
+        raise WeightsInvalid(
+            "The weights call themselves text side but change other layers than keys and values."
+        )
+    return changes
+
+
+def _fitting(
+    found: Mapping[str, Mapping[str, Tensor]], modules: Mapping[str, torch.nn.Module]
+) -> dict[str, LowRankChange]:
+    changes = {}
+    for name, parts in found.items():
+        if name not in modules or parts.keys() != {"down", "up", "alpha"} or parts["alpha"].ndim:
+            raise WeightsInvalid(f"The change of {name} is not one that this base model could use.")
+        weight = modules[name].get_parameter("weight")
+        down, up = parts["down"].to(weight.device).float(), parts["up"].to(weight.device).float()
+        rank = len(down)
+        if not rank or (tuple(down.shape), tuple(up.shape)) != factor_shapes(weight, rank):
+            raise WeightsInvalid(
+                f"The change of {name} has shapes {list(down.shape)} and {list(up.shape)}, "
+                f"which do not fit {list(weight.shape)}."
+            )
+        changes[name] = LowRankChange(down, up, float(parts["alpha"]) / rank)
+    return changes
