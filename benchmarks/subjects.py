@@ -32,7 +32,20 @@ from worker.ml.installation import installed
 from worker.ml.methods import METHODS
 from worker.ml.run import InProcessRun
 from worker.ml.sampling.latents import Picture, sample_latents
+from worker.ml.toyworld.photos import photo_rng, photo_scenes
+from worker.ml.toyworld.world import HELD_OUT, PLACES
 from worker.ml.training.loop import train
+
+MEASURES = (
+    "subject_similarity",
+    "prompt_similarity",
+    "prompt_similarity_of_true_photos",
+    "place_accuracy",
+    "place_accuracy_of_base",
+    "drift",
+    "seconds",
+    "bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,9 @@ def measured(
     images = {name: judges.image_text_features(p).numpy() for name, p in (("mine", mine), ("others", others))}
     zero = protocol.kid(judges.image_text_features(untouched).numpy(), seen)
     per_seed = [protocol.mean_pairwise_cosine(rows(mine)[i::seeds], rows(photos)) for i in range(seeds)]
+    candidates = [prompt.format(noun) for prompt in prompts]
+    chosen = {name: judges.prompt_choice(p, candidates) for name, p in (("mine", mine), ("base", base))}
+    own = torch.arange(len(prompts)).repeat_interleave(seeds)
     result = {
         "method": method,
         "subject": subject["slug"],
@@ -173,7 +189,10 @@ def measured(
         "subject_similarity_per_seed": [scale.of(value) for value in per_seed],
         "subject_anchors": asdict(scale),
         "prompt_similarity": prompt_scale.of(protocol.mean_matched_cosine(images["mine"], texts)),
+        "prompt_similarity_of_true_photos": prompt_scale.of(true_photos(experiment, subject)),
         "prompt_anchors": asdict(prompt_scale),
+        "place_accuracy": float((chosen["mine"] == own).float().mean()),
+        "place_accuracy_of_base": float((chosen["base"] == own).float().mean()),
         "drift": protocol.kid(images["others"], seen) - zero,
         "drift_zero": zero,
         "params": experiment.params(method).model_dump(),
@@ -183,12 +202,29 @@ def measured(
     return result, base, mine
 
 
+def true_photos(experiment: Experiment, subject: dict[str, Any]) -> float:
+    """Mean cosine of the subject's own photos with their captions ("a photo of a dog in the snow"): what the judge
+    gives to perfect pictures of a drawing it has never seen, so the most a concept can be expected to reach.
+    """
+    key = next(held.key for held in HELD_OUT if held.slug == subject["slug"])
+    places = [scene.place for scene in photo_scenes(key, photo_rng(subject["slug"]))]
+    where = [PLACES[place][0] if place in PLACES else f"on a {place} background" for place in places]
+    photos = experiment.pixels(
+        [*experiment.photos(subject, "train"), *experiment.photos(subject, "reference")]
+    )
+    seen = experiment.judges.image_text_features(photos).numpy()
+    read = experiment.judges.text_features(
+        [f"a photo of a {subject['class_noun']} {words}" for words in where]
+    )
+    return protocol.mean_matched_cosine(seen, read.numpy())
+
+
 def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None:
     """Run what is missing of the experiment, then write summary and sheet. ``only``: slugs; all when empty."""
     experiment = Experiment.load(path, results, work)
     experiment.folder.mkdir(parents=True, exist_ok=True)
-    for subject in experiment.subjects:
-        for method in experiment.spec["methods"]:
+    for method in experiment.spec["methods"]:
+        for subject in experiment.subjects:
             file = experiment.folder / f"{method}--{subject['slug']}.json"
             done = file.exists() and experiment.is_current(json.loads(file.read_text()))
             if done or (only and subject["slug"] not in only):
@@ -224,8 +260,7 @@ def summarise(experiment: Experiment) -> None:
         rows = [one for one in files if one["method"] == method and experiment.is_current(one)]
         if rows:
             table[method] = {"n": len(rows)} | {
-                measure: asdict(protocol.spread([row[measure] for row in rows]))
-                for measure in ("subject_similarity", "prompt_similarity", "drift", "seconds", "bytes")
+                measure: asdict(protocol.spread([row[measure] for row in rows])) for measure in MEASURES
             }
         strips = [
             experiment.work / "pictures" / f"{method}--{one['slug']}.png" for one in experiment.subjects
