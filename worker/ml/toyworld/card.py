@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from worker.ml.toyworld.measure import Bench
 from worker.ml.toyworld.photos import LICENCES
-from worker.ml.toyworld.scenes import SECOND
+from worker.ml.toyworld.scenes import THIRD
 from worker.ml.toyworld.sprites import DESIGNERS
 from worker.ml.toyworld.world import COLOURS, DRAWN_NOUNS, HELD_OUT, PLACES, STYLES
 
@@ -158,8 +158,8 @@ def model_card(measures: Measures, sizes: dict[str, int]) -> str:
                 f"- {len(PLACES)} places: {', '.join(words[0] for words in PLACES.values())}; plain backgrounds.",
                 f"- {len(COLOURS)} colours: {', '.join(COLOURS)}. Styles: {', '.join(STYLES)}.",
                 '- One object or two side by side. The size words ("close up", "zoomed in", "very small",',
-                f'  "a far away") and the styles came late and rarely in training ({_percent(SECOND.sizes)} and'
-                f" {_percent(SECOND.styles)} of the scenes of its last part): expect little of them.",
+                f'  "a far away") and the styles came late and rarely in training ({_percent(THIRD.sizes)} and'
+                f" {_percent(THIRD.styles)} of the scenes of its last part): expect little of them.",
                 "- Words beyond these are read as bytes and mean nothing to it.",
             ]
         ),
