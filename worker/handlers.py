@@ -53,6 +53,7 @@ class PipeRun:
     def step(self, unit: str, done: int, total: int, **metrics: float) -> None:
         phase = PHASES.get(unit, "training")
         if "loss" in metrics:
+            fp("train.step")
             self._reporter.loss(done, metrics["loss"])
             self.gradient_accumulation = int(metrics.get("gradient_accumulation", 1))
         if unit != "preview":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_training import EMBEDDED, PARAMS, WARM_S, photos, trained
+from tests.faults.test_training import EMBEDDED, PARAMS, SLOWLY, WARM_S, photos, trained
 from tests.ml.tiny_base import write_tiny_base
 from tests.worker.installation import Installation, installation
 from worker.ml.families import describe_base
@@ -32,8 +32,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     with installation(
         folder, base=described.id, base_hash=described.hash, base_models=[base], checkpoint_s=0.3
     ) as studio:
-        plan = ";".join(f"{place}={action}:{armed(studio, place)}" for place, action in PLACES.items())
-        studio.start(EMBEDDED, MOONGATE_FAILPOINTS=plan)
+        plan = [f"{place}={action}:{armed(studio, place)}" for place, action in PLACES.items()]
+        studio.start(EMBEDDED, MOONGATE_FAILPOINTS=";".join([SLOWLY, *plan]))
         studio.until(lambda: "executor_ready" in studio.log(), WARM_S)
         yield studio
 
