@@ -57,7 +57,10 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
 def children(launched: Launched) -> dict[str, int]:
     found = {}
     for pid in descendants(launched.process.pid):
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended since it was listed
         if "uvicorn" in line:
             found["web"] = pid
         elif line[1:3] == ["-m", "worker"]:

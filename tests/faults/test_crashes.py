@@ -48,11 +48,14 @@ def succeeded_once(studio: Installation, job_id: str, steps: int = 10) -> None:
 
 
 def descendants(pid: int) -> set[int]:
-    """Children and children's children that live now."""
+    """Children and children's children that live now; a process may end while it is looked at."""
     found: set[int] = set()
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            found |= {int(child)} | descendants(int(child))
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                found |= {int(child)} | descendants(int(child))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
     return found
 
 
