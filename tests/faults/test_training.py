@@ -62,8 +62,8 @@ def restart(studio: Installation) -> None:
 
 def damage_newest_checkpoint(studio: Installation, job_id: str) -> None:
     """F6: flip one byte of its tensors."""
-    found = (studio.settings.work_dir / "checkpoints" / job_id).glob("*/ckpt-*/tensors.safetensors")
-    file = max(found, key=lambda path: int(path.parent.name.removeprefix("ckpt-").removesuffix(".tmp")))
+    found = (studio.settings.work_dir / "checkpoints" / job_id).glob("*/ckpt-*[0-9]/tensors.safetensors")
+    file = max(found, key=lambda path: int(path.parent.name.removeprefix("ckpt-")))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
