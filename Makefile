@@ -44,7 +44,10 @@ base-model: $(VENV)/.dev ## rebuild the shipped base model from nothing (hours o
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[base-model]'
 	mkdir -p build/icons && cd build/icons && npm install --no-save --no-audit --no-fund \
 	  @iconify-json/noto @iconify-json/noto-v1 @iconify-json/fluent-emoji @iconify-json/fluent-emoji-flat \
-	  @iconify-json/twemoji @iconify-json/emojione @iconify-json/openmoji
+	  @iconify-json/twemoji @iconify-json/emojione @iconify-json/openmoji @iconify-json/fxemoji \
+	  @iconify-json/streamline-emojis @iconify-json/icon-park @iconify-json/fluent-emoji-high-contrast \
+	  @iconify-json/mdi @iconify-json/ph @iconify-json/tabler @iconify-json/fa6-solid \
+	  @iconify-json/game-icons @iconify-json/lucide
 	$(BIN)/python -m worker.ml.toyworld.train --work build/toyworld --icons build/icons --out worker/base_models/toyworld
 
 bench: $(VENV)/.dev ## every benchmark; results go to benchmarks/results

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from worker.ml.toyworld.class_drawings import ICON_SETS
 from worker.ml.toyworld.measure import Bench
 from worker.ml.toyworld.photos import LICENCES
 from worker.ml.toyworld.scenes import THIRD
@@ -143,6 +144,7 @@ def model_card(measures: Measures, sizes: dict[str, int]) -> str:
     psnr = measures["autoencoder_psnr"]
     diversity = [f"{noun} {one['designers']} of {one['of']}" for noun, one in measures["diversity"].items()]
     licences = sorted({(LICENCES[d][1], LICENCES[d][0]) for d in DESIGNERS})
+    judged = sorted({(LICENCES[d][1], LICENCES[d][0]) for d in ICON_SETS} - set(licences))
     denoiser = measures["training"].get("denoiser", {"loss": []})
     curve = ", ".join(f"{step}: {loss:.3f}" for step, loss in denoiser["loss"])
     seeds = next(iter(measures["diversity"].values()))["seeds"]
@@ -202,6 +204,8 @@ def model_card(measures: Measures, sizes: dict[str, int]) -> str:
         "Scenes are composed of drawings from Iconify's packages on backgrounds drawn by this project's code"
         " (Apache-2.0):",
         "\n".join(f"- {who}: {licence}" for who, licence in licences),
+        "The image-text judge, and it alone, also learnt from further drawings of the same classes:",
+        "\n".join(f"- {who}: {licence}" for who, licence in judged),
         "The weights, judges, sheet and card are Apache-2.0, with attribution to the designers above.",
         "## Files",
         "\n".join(f"- `{name}`: {size / 1e6:.2f} MB" for name, size in sizes.items()),

@@ -3,11 +3,13 @@
 **Image and text.** CLIP's symmetric cross-entropy on a batch of fresh scenes with captions. Every scene
 brings a second, wrong caption that differs in one word group (object, colour, place, one of a pair), so that
 a batch holds the distinctions that matter; and heads that are thrown away afterwards learn the list of
-(object, colour) and the place directly.
+(object, colour) and the place directly. So that the judge reads a drawing nobody showed it, its bank bends and
+recolours what it draws and holds hundreds of further drawings of the classes (`class_drawings`), and two objects in
+five are of two hundred further classes: what two designers' drawings of one thing have in common is learnt on many.
 
 **Subject.** Supervised contrastive (Khosla et al. 2020, eq. 2): a batch holds a few classes, of each several
 designers' drawings, of each two pictures at different places, sizes, turns and lights. Besides the classes of
-the world, two hundred further icons are individuals here: what makes one drawing this one and not another
+the world, the further classes are individuals here too: what makes one drawing this one and not another
 must be learnt on many.
 
 Both see a share of pictures after a round trip through the autoencoder, which is how generated pictures look.
@@ -15,6 +17,7 @@ Both see a share of pictures after a round trip through the autoencoder, which i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,9 +45,11 @@ IMAGE_TEXT_STATE, SUBJECT_STATE = "image_text_state.safetensors", "subject_state
 SCENES = 48
 CLASSES_A_BATCH, DRAWINGS_A_CLASS, VIEWS = 6, 4, 2
 TEMPERATURE = 0.1
+FURTHER_SHARE = 0.4
+LONGEST_NAME = 9
 GROUNDS = (*PLACES, *COLOURS)
 TINTS = (None, *COLOURS)
-JUDGED = Curriculum(pairs=0.4, tints=0.4, styles=0.1, sizes=0.15)
+JUDGED = Curriculum(designers=1000, pairs=0.4, tints=0.4, styles=0.1, sizes=0.15)
 
 
 @dataclass
@@ -91,7 +96,26 @@ def pictures(scenes: list[Scene], bank: SpriteBank, trips: RoundTrips | None, rn
 # ---- image and text
 
 
-def wrong_caption(scene: Scene, rng: Rng) -> str:
+def further_classes(bank: SpriteBank, tokenizer: CLIPTokenizer) -> tuple[str, ...]:
+    """Classes of ``bank`` beyond the world's, of two drawings or more, whose names leave room in a caption."""
+    drawings = Counter(key.noun for key in bank.sprites if key.noun not in NOUNS)
+    several = sorted(noun for noun, count in drawings.items() if count >= 2)
+    return tuple(noun for noun in several if len(tokenizer(noun)["input_ids"]) - 2 <= LONGEST_NAME)
+
+
+def widened(scene: Scene, bank: SpriteBank, further: tuple[str, ...], rng: Rng) -> Scene:
+    """``scene`` with some objects exchanged for things of ``further`` classes."""
+
+    def exchanged(placed: Placed) -> Placed:
+        if not further or rng.random() >= FURTHER_SHARE:
+            return placed
+        keys = bank.trained(further[int(rng.integers(len(further)))])
+        return replace(placed, key=keys[int(rng.integers(len(keys)))])
+
+    return replace(scene, objects=tuple(exchanged(placed) for placed in scene.objects))
+
+
+def wrong_caption(scene: Scene, rng: Rng, further: tuple[str, ...] = ()) -> str:
     """A caption that differs from ``scene`` in one thing: an object, its colour, the place, or one of a pair
     gone.
     """
@@ -99,7 +123,8 @@ def wrong_caption(scene: Scene, rng: Rng) -> str:
     placed = scene.objects[which]
     kind = int(rng.choice(4, p=(0.5, 0.2, 0.15, 0.15)))
     if kind == 0:
-        noun = _other(NOUNS, {o.key.noun for o in scene.objects}, rng)
+        same_kind = NOUNS if placed.key.noun in NOUNS else further
+        noun = _other(same_kind, {o.key.noun for o in scene.objects}, rng)
         return caption(_with(scene, which, replace(placed, key=SpriteKey(noun, ""))), rng)
     if kind == 1:
         colour = _other(tuple(COLOURS), {placed.colour or ""}, rng)
@@ -127,23 +152,27 @@ def _names(text: str, place: str) -> bool:
 
 
 class Lessons(nn.Module):
-    """Heads for training only: which objects and which (object, colour) are there, the place and the style."""
+    """Heads for training only: which objects and which (object, colour) are there, the place and the style.
+    ``classes``: the world's nouns and then the further ones; colours are asked of the world's alone.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: tuple[str, ...] = NOUNS) -> None:
         super().__init__()
-        self.nouns = nn.Linear(2 * CHANNELS[-1], len(NOUNS))
+        self.classes = classes
+        self.nouns = nn.Linear(2 * CHANNELS[-1], len(classes))
         self.things = nn.Linear(2 * CHANNELS[-1], len(NOUNS) * len(TINTS))
         self.grounds = nn.Linear(2 * CHANNELS[-1], len(GROUNDS))
         self.styles = nn.Linear(2 * CHANNELS[-1], len(STYLES))
 
     def loss(self, pooled: Tensor, scenes: list[Scene]) -> Tensor:
         """Sum of the losses; ``pooled`` [B, 320]."""
-        nouns = torch.zeros(len(scenes), len(NOUNS))
+        nouns = torch.zeros(len(scenes), len(self.classes))
         things = torch.zeros(len(scenes), len(NOUNS) * len(TINTS))
         for row, named, scene in zip(things, nouns, scenes, strict=True):
             for placed in scene.objects:
-                named[NOUNS.index(placed.key.noun)] += 1 / len(scene.objects)
-                row[NOUNS.index(placed.key.noun) * len(TINTS) + TINTS.index(placed.colour)] = 1
+                named[self.classes.index(placed.key.noun)] += 1 / len(scene.objects)
+                if placed.key.noun in NOUNS:
+                    row[NOUNS.index(placed.key.noun) * len(TINTS) + TINTS.index(placed.colour)] = 1
         ground = torch.tensor([GROUNDS.index(scene.place) for scene in scenes])
         style = torch.tensor([list(STYLES).index(scene.style) for scene in scenes])
         listed = binary_cross_entropy_with_logits(self.things(pooled), things) * len(TINTS)
@@ -161,15 +190,18 @@ def train_image_text(
 ) -> ImageTextJudge:
     """Train for the budget; goes on from ``folder`` where there is a state."""
     torch.manual_seed(3)
-    judge, lessons = ImageTextJudge(len(tokenizer), int(tokenizer.eos_token_id)), Lessons()
+    further = further_classes(bank, tokenizer)
+    judge = ImageTextJudge(len(tokenizer), int(tokenizer.eos_token_id))
+    lessons = Lessons((*NOUNS, *further))
     if (folder / SUBJECT_STATE).exists():
         stored = load_file(folder / SUBJECT_STATE)
         tower = {key[9:]: value for key, value in stored.items() if key.startswith("w.images.")}
         judge.images.load_state_dict(tower)
 
     def loss(rng: Rng) -> Tensor:
-        scenes = [sample_scene(bank, rng, JUDGED) for _ in range(SCENES)]
-        texts = [caption(scene, rng) for scene in scenes] + [wrong_caption(scene, rng) for scene in scenes]
+        scenes = [widened(sample_scene(bank, rng, JUDGED), bank, further, rng) for _ in range(SCENES)]
+        texts = [caption(scene, rng) for scene in scenes]
+        texts += [wrong_caption(scene, rng, further) for scene in scenes]
         pooled = judge.images(pictures(scenes, bank, trips, rng))
         seen = nn.functional.normalize(judge.image_projection(pooled), dim=1)
         read = judge.encode_texts(torch.tensor(token_ids(tokenizer, texts)))

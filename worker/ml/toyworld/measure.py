@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -273,7 +274,7 @@ def curve(log: Path, points: int = 12) -> dict[str, object]:
     }
 
 
-def measure(bench: Bench, work: Path) -> dict[str, object]:
+def measure(bench: Bench, work: Path) -> dict[str, Any]:
     """All measures; a few minutes on a CPU."""
     parts: dict[str, Callable[[Rng], object]] = {
         "prompt_accuracy": lambda rng: prompt_accuracy(bench, rng),
@@ -284,7 +285,7 @@ def measure(bench: Bench, work: Path) -> dict[str, object]:
             "subject_ranking": subject_ranking(bench, rng),
         },
     }
-    measured: dict[str, object] = {
+    measured: dict[str, Any] = {
         "base_hash": bench.model.description.hash,
         "judges_hash": bench.judges.hash,
         "prompts": bench.prompts,

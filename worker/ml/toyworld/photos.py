@@ -29,7 +29,7 @@ QUALITY = 80
 GROUNDS = (*PLACES, "yellow", "green", "white", "pink")
 """Where photos are taken: every place, and a few plain walls."""
 
-APACHE, MIT, CC_BY = "Apache-2.0", "MIT", "CC BY 4.0"
+APACHE, MIT, CC_BY, ISC = "Apache-2.0", "MIT", "CC BY 4.0", "ISC"
 LICENCES: dict[str, tuple[str, str]] = {
     "noto": (APACHE, "Noto Emoji, Google"),
     "noto-v1": (APACHE, "Noto Emoji (version 1), Google"),
@@ -37,6 +37,16 @@ LICENCES: dict[str, tuple[str, str]] = {
     "fluent-emoji-flat": (MIT, "Fluent Emoji, Microsoft"),
     "twemoji": (CC_BY, "Twitter Emoji (Twemoji), Twitter, Inc. and other contributors"),
     "emojione": (CC_BY, "EmojiOne 2, EmojiOne"),
+    "fxemoji": (APACHE, "Firefox OS Emoji, Mozilla"),
+    "streamline-emojis": (CC_BY, "Streamline Emojis, Streamline"),
+    "icon-park": (APACHE, "IconPark, ByteDance"),
+    "fluent-emoji-high-contrast": (MIT, "Fluent Emoji, Microsoft"),
+    "mdi": (APACHE, "Material Design Icons, Pictogrammers"),
+    "ph": (MIT, "Phosphor, Phosphor Icons"),
+    "tabler": (MIT, "Tabler Icons, Pawel Kuna"),
+    "fa6-solid": (CC_BY, "Font Awesome Free, Fonticons, Inc."),
+    "game-icons": ("CC BY 3.0", "Game Icons, Lorc, Delapouite and contributors"),
+    "lucide": (ISC, "Lucide, Lucide Contributors"),
     "moongate": (APACHE, "drawn by this project's own code"),
 }
 """Designer -> licence of its drawings, and whom to name."""

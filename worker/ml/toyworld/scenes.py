@@ -133,9 +133,11 @@ class SpriteBank:
             if placed.colour is not None:
                 rgba = tinted(rgba, COLOURS[placed.colour])
             largest = Image.fromarray(np.round(rgba * 255).astype(np.uint8), "RGBA").convert("RGBa")
+            known[largest.width] = largest
             for px in LEVELS_PX:
-                known[px] = largest.resize((px, px), Image.Resampling.BOX)
-        level = next((px for px in reversed(LEVELS_PX) if px >= side), LEVELS_PX[0])
+                if px < largest.width:
+                    known[px] = largest.resize((px, px), Image.Resampling.BOX)
+        level = next((px for px in sorted(known) if px >= side), max(known))
         image = known[level]
         if placed.mirror:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -69,21 +69,23 @@ def _resolve(data: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     return None
 
 
+def svg_named(data: Mapping[str, Any], name: str) -> str | None:
+    """SVG text of the icon ``name`` in an Iconify icon set, or None where the set has none of that name."""
+    icon = _resolve(data, name)
+    if icon is None:
+        return None
+    box = [icon.get(k, data.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
+    view = " ".join(str(v) for v in box)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{view}" width="{box[2]}" height="{box[3]}">{icon["body"]}</svg>'
+    )
+
+
 def icon_svg(data: Mapping[str, Any], noun: str) -> str | None:
     """SVG text of ``noun`` in an Iconify icon set, or None where the set does not draw it."""
-    for name in icon_names(noun):
-        icon = _resolve(data, name)
-        if icon is not None:
-            box = [
-                icon.get(k, data.get(k, d))
-                for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-            ]
-            view = " ".join(str(v) for v in box)
-            return (
-                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{view}" width="{box[2]}" height="{box[3]}">{icon["body"]}</svg>'
-            )
-    return None
+    found = (svg_named(data, name) for name in icon_names(noun))
+    return next((svg for svg in found if svg is not None), None)
 
 
 def centred(rgba: Array, px: int = SPRITE_PX) -> Array:

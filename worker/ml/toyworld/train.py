@@ -31,6 +31,7 @@ from worker.ml.toyworld.autoencoder import scene_pixels, train_autoencoder
 from worker.ml.toyworld.budget import Budget
 from worker.ml.toyworld.captions import caption
 from worker.ml.toyworld.card import write_card, write_sheet
+from worker.ml.toyworld.class_drawings import VariedBank, class_drawings
 from worker.ml.toyworld.denoiser import SceneRing
 from worker.ml.toyworld.denoiser_training import Learner, train_denoiser
 from worker.ml.toyworld.export import export_base
@@ -60,7 +61,8 @@ class Plan:
     photos: Path
     minutes_autoencoder: float
     minutes_denoiser: float
-    minutes_judges: float
+    minutes_subject_judge: float
+    minutes_image_text_judge: float
     minutes_polish: float
     processes: int
     device: str
@@ -108,18 +110,19 @@ def make_autoencoder(plan: Plan) -> None:
 
 def make_judges(plan: Plan) -> None:
     """Both judges, one after the other: the second starts from what the first has learnt of shapes."""
-    folder, seconds = plan.work / "judges", plan.minutes_judges * 60
+    folder = plan.work / "judges"
     folder.mkdir(parents=True, exist_ok=True)
     trips = RoundTrips(plan.autoencoder)
-    budget = Budget.resumed(seconds, folder / "subject.jsonl")
+    further = load_sprites(plan.icons, plan.work / "further_sprites.npz", FURTHER_NOUNS, DESIGNERS)
+    sprites = {**plan.bank.sprites, **further_sprites(further, plan.bank.sprites)}
+    budget = Budget.resumed(plan.minutes_subject_judge * 60, folder / "subject.jsonl")
     if budget.share < 1:
-        more = load_sprites(plan.icons, plan.work / "further_sprites.npz", FURTHER_NOUNS, DESIGNERS)
-        more = further_sprites(more, plan.bank.sprites)
-        budget = Budget.resumed(seconds, folder / "subject.jsonl")
-        train_subject(SpriteBank({**plan.bank.sprites, **more}), trips, folder, budget)
-    budget = Budget.resumed(seconds, folder / "image_text.jsonl")
-    if budget.share < 1:
-        train_image_text(plan.bank, plan.tokenizer, trips, folder, budget)
+        train_subject(SpriteBank(sprites), trips, folder, budget)
+    seconds = plan.minutes_image_text_judge * 60
+    if Budget.resumed(seconds, folder / "image_text.jsonl").share < 1:
+        bank = VariedBank(sprites, more=class_drawings(plan.icons))
+        budget = Budget.resumed(seconds, folder / "image_text.jsonl")
+        train_image_text(bank, plan.tokenizer, trips, folder, budget)
 
 
 def _denoise(rank: int, plan: Plan, port: int, slots: Tensor | None) -> None:
@@ -173,9 +176,15 @@ def make_export(plan: Plan) -> None:
 
 
 def make_measures(plan: Plan) -> None:
-    """Stage: measures.json, by the judges that were exported."""
+    """Stage: measures.json, by the judges that were exported. Where a part was not trained in this work folder, what
+    an earlier measure of the same weights says of its training stands.
+    """
+    path = plan.out / "measures.json"
     measures = measure(plan.bench, plan.work)
-    (plan.out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if earlier.get("base_hash") == measures["base_hash"]:
+        measures["training"] = earlier["training"] | measures["training"]
+    path.write_text(json.dumps(measures, indent=1) + "\n")
 
 
 def make_card(plan: Plan) -> None:
@@ -212,7 +221,8 @@ def parsed(arguments: list[str] | None = None) -> tuple[Plan, list[str]]:
     parser.add_argument("--photos", type=Path, default=Path("backend/sample_photos"))
     parser.add_argument("--minutes-autoencoder", type=float, default=28)
     parser.add_argument("--minutes-denoiser", type=float, default=136)
-    parser.add_argument("--minutes-judges", type=float, default=12, help="each")
+    parser.add_argument("--minutes-subject-judge", type=float, default=36)
+    parser.add_argument("--minutes-image-text-judge", type=float, default=140)
     parser.add_argument("--minutes-polish", type=float, default=10)
     parser.add_argument("--processes", type=int, default=2, help="of the denoiser's training on a CPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
