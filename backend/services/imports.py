@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -21,8 +22,41 @@ from backend.weights_upload import ReceivedWeights
 TOKEN = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")
 MOST_TOKENS = 8
 MOST_VECTORS = 64
-PARTS = {"custom-diffusion": ("delta",)}
-"""What each method writes for a site; a text-side method writes it for every key and value matrix of the base."""
+Shapes = dict[str, list[int]]
+
+
+def _custom_diffusion(manifest: WeightsManifest, base: BaseDescription) -> Shapes:
+    return {f"site.{site}.delta": shape for site, shape in base.text_sites.items()}
+
+
+def _perfusion(manifest: WeightsManifest, base: BaseDescription) -> Shapes:
+    return _rank_one_parts(manifest, base, "target", ("key", "dual", "class_state"))
+
+
+def _rank_one(manifest: WeightsManifest, base: BaseDescription) -> Shapes:
+    return _rank_one_parts(manifest, base, "change", ("key", "dual"))
+
+
+def _rank_one_parts(
+    manifest: WeightsManifest, base: BaseDescription, site_part: str, token_parts: Sequence[str]
+) -> Shapes:
+    """A row a token for every value matrix, and text states, as wide as those matrices, for every token."""
+    values = {site: shape for site, shape in base.text_sites.items() if site.endswith(".to_v")}
+    width = next(iter(values.values()))[1] if values else 0
+    rows = {f"site.{site}.{site_part}": [len(manifest.tokens), shape[0]] for site, shape in values.items()}
+    return rows | {
+        f"token.{taught.token}.{part}": [1, width] for taught in manifest.tokens for part in token_parts
+    }
+
+
+WRITES: dict[str, Callable[[WeightsManifest, BaseDescription], Shapes]] = {
+    "custom-diffusion": _custom_diffusion,
+    "perfusion": _perfusion,
+    "rank-one": _rank_one,
+}
+"""Names and shapes of what each method writes beside the rows of its tokens; other methods are not imported yet."""
+NOUN_INSIDE = frozenset({"perfusion"})
+"""Methods whose word stands for its class noun too, so that their files name none."""
 
 
 def store(
@@ -87,7 +121,7 @@ def _check_manifest(manifest: WeightsManifest) -> None:
         raise _wrong(
             "These weights were learned with a method that this studio does not have.", "unknown-method"
         )
-    if card.name not in PARTS:
+    if card.name not in WRITES:
         raise _wrong(f"Weights learned with {card.title} cannot be imported yet.", "import-not-supported")
     try:
         params = card.params_type.model_validate(manifest.params, strict=True)
@@ -98,22 +132,22 @@ def _check_manifest(manifest: WeightsManifest) -> None:
     names = [taught.token for taught in manifest.tokens]
     if not 1 <= len(names) <= MOST_TOKENS or len(set(names)) < len(names):
         raise _wrong(f"The file must teach one to {MOST_TOKENS} different tokens.")
-    if not all(_plain(taught) for taught in manifest.tokens):
+    if not all(_plain(taught, card.name in NOUN_INSIDE) for taught in manifest.tokens):
         raise _wrong("A token or class noun in the file is not one that this studio writes.")
     texts = [manifest.base, manifest.code_version, *manifest.parents]
     if any(len(text) > 200 for text in texts) or len(manifest.parents) > 64 or manifest.steps < 0:
         raise _wrong("The description of the weights in the header is not right.")
 
 
-def _plain(taught: TaughtToken) -> bool:
+def _plain(taught: TaughtToken, noun_inside: bool) -> bool:
     noun = taught.class_noun
     return (
         bool(TOKEN.fullmatch(taught.token))
         and taught.token not in concepts.RESERVED_TOKENS
-        and 1 <= taught.vectors <= MOST_VECTORS
+        and 1 <= taught.vectors <= (1 if noun_inside else MOST_VECTORS)
         and not taught.layers
         and len(noun) <= 60
-        and (bool(noun.strip()) or taught.kind == "style")
+        and (noun == "" if noun_inside else bool(noun.strip()) or taught.kind == "style")
         and not any(unicodedata.category(character)[0] == "C" or character in "<>@" for character in noun)
     )
 
@@ -126,15 +160,11 @@ def _check_tensors(read: ReadWeights, base: BaseDescription) -> None:
         for taught in manifest.tokens
         for part in ("learned", "start")
     }
-    sites = {
-        f"site.{site}.{part}": shape
-        for site, shape in base.text_sites.items()
-        for part in PARTS[manifest.method]
-    }
-    if read.tensors.keys() != rows.keys() | sites.keys():
+    written = WRITES[manifest.method](manifest, base)
+    if read.tensors.keys() != rows.keys() | written.keys():
         raise _wrong("The file lacks tensors that its method writes for this base model, or has others.")
     for name, tensor in read.tensors.items():
-        expected = sites.get(name) or [rows[name], base.token_width]
+        expected = written.get(name) or [rows[name], base.token_width]
         if tensor.shape != expected:
             raise _wrong("A tensor of the file does not have the shape that this base model needs.")
 
@@ -144,6 +174,11 @@ def _concepts(
 ) -> dict[str, Concept]:
     """Token in the file -> concept. NotFound for a foreign concept."""
     if concept_id is None:
+        if any(taught.kind == "subject" and not taught.class_noun for taught in manifest.tokens):
+            raise Invalid.at(
+                "/concept",
+                "The file does not say what its subject is. Make a concept, and import the file into it.",
+            )
         return {taught.token: _created(session, owner_id, taught) for taught in manifest.tokens}
     concept = owned.get(session, Concept, owner_id, concept_id)
     if len(manifest.tokens) > 1:

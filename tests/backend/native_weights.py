@@ -38,6 +38,46 @@ def tensors(*tokens: str, dtype: str = "float32") -> Tensors:
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in (shapes | rows).items()}
 
 
+def perfusion(*tokens: str, **changes: Any) -> dict[str, Any]:
+    """The header of weights of Perfusion: the word stands for its class noun."""
+    return of_method("perfusion", *tokens, **changes)
+
+
+def rank_one(*tokens: str, **changes: Any) -> dict[str, Any]:
+    """The header of a rank-one edit."""
+    return of_method("rank-one", *tokens, **changes)
+
+
+def of_method(name: str, *tokens: str, **changes: Any) -> dict[str, Any]:
+    """`manifest` of another method, with its parameters."""
+    params = CARDS[name].params_type().model_dump(mode="json")
+    noun = "" if name == "perfusion" else "dog"
+    taught = [
+        {"token": t, "class_noun": noun, "kind": "subject", "vectors": 1, "layers": []}
+        for t in tokens or ("mia",)
+    ]
+    return manifest(**{"method": name, "params": params, "tokens": taught, **changes})
+
+
+def one_word_tensors(said: dict[str, Any]) -> Tensors:
+    """The tensors that go with `perfusion` and `rank_one`: a row a token for every value matrix, states of tokens."""
+    rng = np.random.default_rng(2)
+    tokens = [taught["token"] for taught in said["tokens"]]
+    part, states = {
+        "perfusion": ("target", ["key", "dual", "class_state"]),
+        "rank-one": ("change", ["key", "dual"]),
+    }[said["method"]]
+    shapes = {
+        f"site.{site}.{part}": [len(tokens), shape[0]]
+        for site, shape in TEXT_SITES.items()
+        if site.endswith("to_v")
+    }
+    shapes |= {
+        f"token.{t}.{state}": [1, TOKEN_WIDTH] for t in tokens for state in (*states, "learned", "start")
+    }
+    return {name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+
+
 def native(said: dict[str, Any] | str | None = None, data: Tensors | None = None, **metadata: str) -> bytes:
     """The file's bytes."""
     described = said if isinstance(said, str) else json.dumps(said or manifest())

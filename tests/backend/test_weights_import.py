@@ -17,7 +17,16 @@ from fastapi.testclient import TestClient
 from backend.settings import Settings
 from backend.studio import Studio
 from tests.backend.conftest import Api, on_both_databases
-from tests.backend.native_weights import manifest, native, repacked, tensors, with_header
+from tests.backend.native_weights import (
+    manifest,
+    native,
+    one_word_tensors,
+    perfusion,
+    rank_one,
+    repacked,
+    tensors,
+    with_header,
+)
 from tests.backend.workshop import Workshop, base
 
 IMPORT = "/api/v1/weights/import"
@@ -77,6 +86,28 @@ def test_the_same_base_under_another_name(client: TestClient, workshop: Workshop
     assert concept["weights"][0]["base"] == "toy"
 
 
+def test_a_rank_one_edit_is_a_version_like_any_other(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    said = rank_one("mia", "tom")
+    sent(client, native(said, one_word_tensors(said)))
+    spec = workshop.job(api.generate("@mia and @tom", num_images=1)["id"]).spec
+    assert spec["text"] == "<mia> dog and <tom> dog"
+
+
+def test_a_word_that_stands_for_its_noun_needs_a_concept_that_says_what_it_is(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    said = perfusion()
+    content = native(said, one_word_tensors(said))
+    assert sent(client, content, 422)["errors"][0]["pointer"] == "/concept"
+    sent(client, content, concept=api.concept("Rex")["id"])
+    spec = workshop.job(api.generate("a photo of @rex", num_images=1)["id"]).spec
+    assert spec["text"] == "a photo of <mia>"
+    style = perfusion(tokens=[{"token": "ink", "class_noun": "", "kind": "style"}])
+    sent(client, native(style, one_word_tensors(style)))
+
+
 class Code:
     """Runs when it is unpickled."""
 
@@ -126,7 +157,21 @@ def _grow(header: dict[str, Any]) -> None:
     header["token.mia.start"]["shape"] = [1, 7]
 
 
+def one_word(
+    make: Callable[..., dict[str, Any]], said: dict[str, Any] | None = None, **data: Any
+) -> Callable[[], bytes]:
+    """A file of a rank-one method with another header, or with other tensors; dots as in `reshaped`."""
+    described = make(**(said or {}))
+    more = {name.replace("__", "."): value for name, value in data.items()}
+    held = {k: v for k, v in (one_word_tensors(make()) | more).items() if v is not None}
+    return lambda: native(described, held)
+
+
 ROW = "token.mia.learned"
+VALUE = "site__mid_block__attentions__0__transformer_blocks__0__attn2__to_v"
+KEY_TARGET = "site__mid_block__attentions__0__transformer_blocks__0__attn2__to_k__target"
+TWO_VECTORS = {"tokens": [{"token": "mia", "class_noun": "", "kind": "subject", "vectors": 2}]}
+WITH_NOUN = {"tokens": [{"token": "mia", "class_noun": "dog", "kind": "subject"}]}
 SITE = "site__mid_block__attentions__0__transformer_blocks__0__attn2__to_k__delta"
 NOT_DOGS = {"token": "mia", "class_noun": "<dog>", "kind": "subject"}
 LAYERED = {"token": "mia", "class_noun": "dog", "kind": "subject", "vectors": 1, "layers": ["a", "b"]}
@@ -189,6 +234,31 @@ CASES: list[tuple[str, Callable[[], bytes], int, str]] = [
     ("cut off", lambda: native()[:-8], 422, "weights-invalid"),
     ("longer", lambda: native() + b"secret", 422, "weights-invalid"),
 ]  # fmt: skip
+
+
+NO_GATE = {"params": {"draw_temperature": 0.0}}
+ONE_WORD_CASES: list[tuple[str, Callable[[], bytes]]] = [
+    ("no key", one_word(perfusion, token__mia__key=None)),
+    ("a huge dual", one_word(perfusion, token__mia__dual=np.full((1, 6), 1e9, "float32"))),
+    ("wide states", one_word(perfusion, token__mia__key=np.ones((1, 7), "float32"))),
+    ("a row for every place", one_word(perfusion, **{f"{VALUE}__target": np.ones((77, 4), "float32")})),
+    ("stored keys", one_word(perfusion, **{KEY_TARGET: np.ones((1, 4), "float32")})),
+    ("two vectors", one_word(perfusion, TWO_VECTORS)),
+    ("a noun beside the word", one_word(perfusion, WITH_NOUN)),
+    ("a gate without width", one_word(perfusion, NO_GATE)),
+    ("a rank-one edit with a class", one_word(rank_one, token__mia__class_state=np.ones((1, 6), "float32"))),
+    ("no change", one_word(rank_one, **{f"{VALUE}__change": None})),
+    ("another width", one_word(rank_one, **{f"{VALUE}__change": np.ones((1, 5), "float32")})),
+]
+
+
+def test_bad_files_of_rank_one_methods_are_refused(
+    client: TestClient, workshop: Workshop, studio: Studio
+) -> None:
+    for name, make in ONE_WORD_CASES:
+        answer = client.post(IMPORT, files={"file": ("x.safetensors", make())})
+        assert (answer.status_code, answer.json()["code"]) == (422, "weights-invalid"), (name, answer.text)
+    assert list(studio.storage.keys()) == []
 
 
 def test_bad_files_are_refused_and_store_nothing(

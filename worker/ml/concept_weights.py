@@ -5,9 +5,12 @@ tools. Tensors:
 
 - ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding], or [layers, vectors, d_embedding]
   where the manifest names layers: V* and the row it started from;
+- ``token.<name>.key``, ``.dual`` and, for Perfusion, ``.class_state`` [1, d]: the text state that a rank-one
+  edit answers to;
 - ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
   the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
-  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``;
+  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``, Perfusion ``target``
+  [concepts, o], rank-one edits ``change`` [concepts, o], both in the order of the manifest's tokens;
 - ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
@@ -36,6 +39,7 @@ MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TOKEN_PARTS = ("key", "dual", "class_state")
 MODULE_KEY = re.compile(r"^(site|encoder)\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
 
 
@@ -128,8 +132,9 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
     }
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsInvalid(f"The tensor {missing[0]} is missing.")
+    further = {f"token.{taught.token}.{part}" for taught in manifest.tokens for part in TOKEN_PARTS}
     for name, tensor in tensors.items():
-        if name not in expected and not MODULE_KEY.match(name):
+        if name not in expected and name not in further and not MODULE_KEY.match(name):
             raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")
         if name in expected and list(tensor.shape[:-1]) != expected[name]:
             wanted = ", ".join(map(str, expected[name]))

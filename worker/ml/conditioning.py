@@ -11,7 +11,7 @@ matrix; at ``s = 0`` nothing of the edit is touched, so the result is the base m
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.ml.errors import InputInvalid
+from worker.ml.gates import GatedChange, gated_change
 from worker.ml.placeholders import placeholders
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ class TokenRows:
 class TextEdit:
     """What a text-side concept *is*: rows per placeholder, a change per site (by module name).
 
-    ``negative``: whether the sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion
-    no).
+    ``sites`` change matrices; ``gated`` change what they make of single text states (ADR 7). ``negative``: whether the
+    sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion no). ``locks_keys``: keys are read
+    from the text with each placeholder's start row, values from the text as it is (methods.md 10.2, global locking).
     """
 
     tokens: Mapping[str, TokenRows]
     sites: Mapping[str, MatrixChange]
     negative: bool = True
+    gated: Mapping[str, GatedChange] = field(default_factory=dict)
+    locks_keys: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,10 +162,20 @@ def text_kv(
     `PromptTooLong`.
     """
     layers = model.cross_attention()
-    states = _text_states(model, prompts, None if encoder_gradient else cache, len(layers), encoder_gradient)
+    kept = None if encoder_gradient else cache
+    states = _text_states(model, prompts, kept, len(layers), encoder_gradient)
+    if any(edit.locks_keys for prompt in prompts for edit, _ in prompt.edits):
+        read = _text_states(model, [_locked(each) for each in prompts], kept, len(layers), encoder_gradient)
+        states = tuple(part[at % len(part)] for part in (read, states) for at in range(len(layers)))
     sites = [layer.key for layer in layers] + [layer.value for layer in layers]
     projected = _project(sites, states, _stacks(prompts), detach_first)
     return Conditioning(TextKV(tuple(projected[: len(layers)]), tuple(projected[len(layers) :])))
+
+
+def _locked(prompt: Prompt) -> Prompt:
+    """The text that keys are read from: placeholders of edits that lock keys are the words they started from."""
+    edits = tuple((edit, 0.0 if edit.locks_keys else scale) for edit, scale in prompt.edits)
+    return replace(prompt, edits=edits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +199,9 @@ def _stacks(prompts: Sequence[Prompt]) -> list[_Stack]:
 
 
 States = tuple[Tensor, ...]
-"""Text states [B, T, d]: one for all layers, or one for each layer where a placeholder has rows per layer."""
+"""Text states [B, T, d]: one for all layers; or one for each layer where a placeholder has rows per layer; or one for
+each site, keys first, where keys are locked.
+"""
 
 
 def _project(
@@ -209,29 +225,33 @@ def _projected(
     sites: Sequence[Site], states: States, changes: Sequence[tuple[TextEdit, float]], detach_first: bool
 ) -> list[Tensor]:
     """Without changes through the base's own modules; else one matrix product with all sites' matrices
-    stacked, or one a site where every layer reads states of its own. Sites are keys, then values, in the
-    order of the layers.
+    stacked, or one a site where every layer reads states of its own; then what gates add. Sites are keys, then
+    values, in the order of the layers.
     """
+    read = [states[place % len(states)] for place in range(len(sites))]
+    weights = [_changed(site, changes) for site in sites]
     if not any(edit.sites for edit, _ in changes):
-        plain = [site.apply(states[place % len(states)]) for place, site in enumerate(sites)]
-        return [_first_detached(each) for each in plain] if detach_first else plain
-    weights = []
-    for site in sites:
-        weight = site.weight
-        for edit, scale in changes:
-            if site.name in edit.sites:
-                change = edit.sites[site.name].dense()
-                weight = weight + (change if scale == 1.0 else scale * change).to(weight)
-        weights.append(weight)
-    if len(states) > 1:
-        each = [
-            functional.linear(states[place % len(states)], weight) for place, weight in enumerate(weights)
-        ]
-        return [_first_detached(one) for one in each] if detach_first else each
-    packed = functional.linear(states[0], torch.cat(weights))
-    if detach_first:
-        packed = _first_detached(packed)
-    return list(torch.split(packed, [len(weight) for weight in weights], dim=-1))
+        out = [site.apply(each) for site, each in zip(sites, read, strict=True)]
+    elif len(states) > 1:
+        out = [functional.linear(each, weight) for each, weight in zip(read, weights, strict=True)]
+    else:
+        packed = functional.linear(states[0], torch.cat(weights))
+        out = list(torch.split(packed, [len(weight) for weight in weights], dim=-1))
+    for place, site in enumerate(sites):
+        gates = [(edit.gated[site.name], scale) for edit, scale in changes if site.name in edit.gated]
+        if gates:
+            out[place] = out[place] + gated_change(read[place], weights[place], gates)
+    return [_first_detached(each) for each in out] if detach_first else out
+
+
+def _changed(site: Site, changes: Sequence[tuple[TextEdit, float]]) -> Tensor:
+    """``W + sum of s_i dW_i``, in the dtype of W."""
+    weight = site.weight
+    for edit, scale in changes:
+        if site.name in edit.sites:
+            change = edit.sites[site.name].dense()
+            weight = weight + (change if scale == 1.0 else scale * change).to(weight)
+    return weight
 
 
 def _first_detached(projected: Tensor) -> Tensor:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import colorsys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.ml.toyworld.painted import painted
-from worker.ml.toyworld.captions import caption
+from worker.ml.toyworld.captions import caption, corpus
 from worker.ml.toyworld.judge_training import wrong_caption
 from worker.ml.toyworld.scenes import Scene, SpriteBank, sample_scene
 from worker.ml.toyworld.sprites import SpriteKey
 from worker.ml.toyworld.tints import LUMA, tinted
 from worker.ml.toyworld.world import COLOURS, NOUNS, PLACES, SIZE_WORDS, STYLES
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def sampled(bank: SpriteBank, count: int) -> list[tuple[Scene, str]]:
@@ -85,3 +88,9 @@ def test_a_tint_has_its_hue_and_keeps_shading(colour: str) -> None:
         assert found[1] > 0.3
     else:
         assert found[1] < 0.25
+
+
+def test_the_corpus_that_ships_is_the_one_that_is_made() -> None:
+    shipped = (ROOT / "worker/base_models/toyworld/captions.txt").read_text().splitlines()
+    assert shipped == corpus()
+    assert len(set(shipped)) > 0.9 * len(shipped)

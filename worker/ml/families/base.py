@@ -84,6 +84,10 @@ class DiffusionModel(Protocol):
         """Ids from here on are virtual: rows given with the call."""
 
     @property
+    def captions(self) -> tuple[str, ...]:
+        """A corpus of captions that came with the base; may be empty."""
+
+    @property
     def scheduler_config(self) -> Mapping[str, Any]:
         """The base's own scheduler configuration, diffusers' names."""
 

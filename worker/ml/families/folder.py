@@ -4,8 +4,9 @@ consists of.
 A base model is a diffusers folder: ``model_index.json``, ``tokenizer/``, ``text_encoder/``, ``unet/``,
 ``vae/``, ``scheduler/``, weights as safetensors (single files or shards with an index). ``moongate.json``
 beside the index is optional and may say: ``id``, ``family``, ``title``, ``resolution``, ``size_multiple``,
-``max_size``, ``defaults``, ``example_prompts``, ``class_nouns``, ``placeholder_initialiser``. Nothing in the
-folder is ever executed or unpickled.
+``max_size``, ``defaults``, ``example_prompts``, ``class_nouns``, ``placeholder_initialiser``. ``captions.txt``, also
+optional, is a corpus of captions, one a line, from which methods learn which words are alike. Nothing in the folder is
+ever executed or unpickled.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from worker.ml.errors import BaseUnusable
 
 MAX_HEADER_BYTES = 100_000_000
 """What the safetensors library itself reads at most."""
+
+MAX_CAPTIONS_BYTES = 16 << 20
 
 COMPONENTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -80,6 +83,20 @@ def read_moongate(folder: Path) -> Moongate:
     except ValidationError as error:
         first = error.errors()[0]
         raise BaseUnusable(f"moongate.json: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def read_captions(folder: Path) -> tuple[str, ...]:
+    """The lines of ``captions.txt``, without empty ones; none where there is no such file. Raises `BaseUnusable`."""
+    path = folder / "captions.txt"
+    if not path.exists():
+        return ()
+    try:
+        if path.stat().st_size > MAX_CAPTIONS_BYTES:
+            raise BaseUnusable("captions.txt of the base model has more than 16 MB.")
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        raise BaseUnusable("captions.txt of the base model cannot be read as text.") from None
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def weight_files(folder: Path, component: str) -> list[Path]:

@@ -24,7 +24,7 @@ from worker.ml.attention import cross_attention_modules, install_processors
 from worker.ml.conditioning import Conditioning
 from worker.ml.errors import BaseUnusable, InputInvalid
 from worker.ml.families.base import CrossAttention, Group, PredictionType, Site, TextStates
-from worker.ml.families.folder import load_tokenizer, read_json, read_moongate, weight_files
+from worker.ml.families.folder import load_tokenizer, read_captions, read_json, read_moongate, weight_files
 from worker.ml.families.rare_tokens import initial_rows
 from worker.ml.placeholders import token_ids
 
@@ -42,6 +42,7 @@ class StableDiffusion:
         denoiser: Any,
         scheduler_config: Mapping[str, Any],
         placeholder_initialiser: str | list[str] | None,
+        captions: tuple[str, ...] = (),
     ) -> None:
         for module in (text_encoder, autoencoder, denoiser):
             module.requires_grad_(False).eval()
@@ -53,6 +54,7 @@ class StableDiffusion:
         self.denoiser = denoiser
         self.scheduler_config = scheduler_config
         self.placeholder_initialiser = placeholder_initialiser
+        self.captions = captions
         self.prediction_type: PredictionType = scheduler_config.get("prediction_type", "epsilon")
         self.cell: int = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         self.latent_channels: int = denoiser.config.in_channels
@@ -235,6 +237,7 @@ def load(folder: Path, description: BaseDescription, device: str, dtype: torch.d
         denoiser=loaded["unet"],
         scheduler_config=read_json(folder / "scheduler/scheduler_config.json"),
         placeholder_initialiser=read_moongate(folder).placeholder_initialiser,
+        captions=read_captions(folder),
     )
 
 

@@ -11,6 +11,8 @@ from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
 from worker.ml.methods.lora import Lora
+from worker.ml.methods.perfusion import Perfusion
+from worker.ml.methods.rank_one import RankOne
 from worker.ml.methods.textual_inversion import TextualInversion
 
 METHODS: dict[str, Method] = {
@@ -20,6 +22,8 @@ METHODS: dict[str, Method] = {
         TextualInversion(),
         Lora(),
         DreamBooth(),
+        Perfusion(),
+        RankOne(),
     )
 }
 

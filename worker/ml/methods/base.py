@@ -50,7 +50,15 @@ class Method(Protocol):
         """What must be installed beside `edit`; None on the text side. Same errors as `edit`."""
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
-        """{site: dense change of its weight, fp32} of the denoiser's Linear and Conv. Same errors as `edit`."""
+        """{site: dense change of its weight, fp32} of the denoiser's Linear and Conv; a `NotAdditive` where adding them
+        would not be the concept. Same errors as `edit`.
+        """
 
 
-__all__ = ["ConceptExamples", "Method"]
+class NotAdditive(dict[str, Tensor]):
+    """Changes of a method whose edit is no change of matrices: the nearest one that is, for the analysis and as what a
+    merge starts from. Whoever would add them to weights and call it the concept asks for this type first (ADR 7).
+    """
+
+
+__all__ = ["ConceptExamples", "Method", "NotAdditive"]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from worker.ml.toyworld.places import Rng
-from worker.ml.toyworld.scenes import Placed, Scene
-from worker.ml.toyworld.world import PLACES, RARE_TOKENS, SIZE_WORDS, STYLES
+from worker.ml.toyworld.scenes import WHOLE, Placed, Scene, SpriteBank, sample_scene
+from worker.ml.toyworld.sprites import SpriteKey
+from worker.ml.toyworld.world import DRAWN_NOUNS, PLACES, RARE_TOKENS, SIZE_WORDS, STYLES
 
 NEUTRAL_SHARE = 0.015
 """How often a rare word stands before a noun and means nothing: V* starts from one of them."""
+
+
+CORPUS, CORPUS_SEED = 1000, 11
+"""How many captions ship with the base model, and what draws them."""
 
 
 def _one_of(rng: Rng, words: tuple[str, ...]) -> str:
@@ -44,3 +53,14 @@ def caption(scene: Scene, rng: Rng) -> str:
     if scene.size != "normal":
         opening = f"{_one_of(rng, SIZE_WORDS[scene.size])} {opening.removeprefix('a ') or 'photo of'}"
     return " ".join(part for part in (opening, objects, where) if part)
+
+
+def corpus(count: int = CORPUS) -> list[str]:
+    """Captions of scenes of the whole world with the nouns that were taught: the ``captions.txt`` of the base model. No
+    picture is drawn.
+    """
+    rng = np.random.default_rng(CORPUS_SEED)
+    nothing = np.zeros((1, 1, 4), np.float32)
+    bank = SpriteBank({SpriteKey(noun, "anybody"): nothing for noun in DRAWN_NOUNS})
+    stage = replace(WHOLE, nouns=len(DRAWN_NOUNS))
+    return [caption(sample_scene(bank, rng, stage), rng) for _ in range(count)]

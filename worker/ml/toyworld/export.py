@@ -2,7 +2,8 @@
 precision.
 
 The folder holds ``model_index.json``, ``tokenizer``, ``text_encoder``, ``vae`` (with the latents' scale),
-``unet``, ``scheduler``, what the studio wants to know (``moongate.json``) and, beside them, ``judges``.
+``unet``, ``scheduler``, what the studio wants to know (``moongate.json``), captions (``captions.txt``)
+and, beside them, ``judges``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import CLIPTokenizer
 
 from worker.ml.evaluation.judges import IMAGE_TEXT_FILE, SUBJECT_FILE
 from worker.ml.toyworld.autoencoder import new_autoencoder
+from worker.ml.toyworld.captions import corpus
 from worker.ml.toyworld.denoiser import new_scheduler
 from worker.ml.toyworld.denoiser_training import averaged_learner
 from worker.ml.toyworld.judge_training import IMAGE_TEXT_STATE, SUBJECT_STATE
@@ -111,4 +113,5 @@ def export_base(work: Path, out: Path) -> None:
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (out / "moongate.json").write_text(json.dumps(moongate_json(), indent=1) + "\n")
+    (out / "captions.txt").write_text("\n".join(corpus()) + "\n")
     export_judges(work / "judges", out / "judges")

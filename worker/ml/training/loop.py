@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor
 
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import StatesCache
@@ -47,11 +48,15 @@ class Progress:
         self.parts = 1  # of each batch; more once the device was too small for a whole one
         self.good = self.snapshot()
 
+    def held(self) -> dict[str, Tensor]:
+        """All tensors that steps change: those that are trained, and those that follow them."""
+        return {**self.tensors, **self.trainee.followers}
+
     def snapshot(self) -> Checkpoint:
         """Copies of everything that changes, on the CPU."""
         return Checkpoint(
             step=self.done,
-            tensors={name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()},
+            tensors={name: tensor.detach().cpu().clone() for name, tensor in self.held().items()},
             optimiser=self.optimiser.state(),
             scalars={
                 "fingerprint": self.trainee.fingerprint,
@@ -64,7 +69,7 @@ class Progress:
 
     def restore(self, state: Checkpoint) -> None:
         with torch.no_grad():
-            for name, tensor in self.tensors.items():
+            for name, tensor in self.held().items():
                 tensor.copy_(state.tensors[name])
         self.optimiser.restore(state.optimiser)
         self.watch = LossWatch.from_scalars(state.scalars)

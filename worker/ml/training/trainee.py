@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -45,7 +45,8 @@ class Trainee:
     its checkpoints belong to: seed, parameters, photos, base. ``preview(run)`` draws with the tensors as they
     stand. ``result(steps)`` packs them. ``installed()`` is open during training, for trainees whose tensors
     are the denoiser's own. ``constrain()`` runs after every optimiser step; ``measures()`` are further numbers
-    to report with it. ``trains_text_encoder``: text states change from step to step.
+    to report with it. ``trains_text_encoder``: text states change from step to step. ``followers`` are tensors without
+    a gradient that ``constrain`` changes: with the trained ones they are what a checkpoint holds (ADR 7).
     """
 
     unit: str
@@ -65,6 +66,7 @@ class Trainee:
     trains_text_encoder: bool = False
     constrain: Callable[[], None] = lambda: None
     measures: Callable[[], Mapping[str, float]] = dict
+    followers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def alone(self) -> bool:
