@@ -24,7 +24,7 @@ from worker.ml.analysis import weight_change
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import BaseUnusable, MLError
 from worker.ml.families import describe_base
-from worker.ml.methods import METHODS, ConceptExamples
+from worker.ml.methods import METHODS, ConceptExamples, with_gate
 from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
 from worker.ml.sampling.engine import GenerationUnit, generate
 from worker.ml.training.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -197,7 +197,7 @@ class Workshop:
         run = PipeRun(job, reporter)
         model = self._models.get(Path(job.base_folder))
         weights = tuple(
-            (ConceptWeights.load(Path(job.inputs[used.file.storage_key])), used.scale)
+            (with_gate(ConceptWeights.load(Path(job.inputs[used.file.storage_key])), used.gate), used.scale)
             for used in spec.weights
         )
         units = [

@@ -15,7 +15,8 @@ def image_recipe(spec: GenerateSpec, index: int) -> ImageRecipe:
     """All that draws image ``index`` of the job again."""
     return ImageRecipe(
         prompt=spec.prompt, text=spec.text, negative_prompt=spec.negative_prompt, base=spec.base,
-        base_hash=spec.base_hash, weights=[WeightsChoice(id=w.file.id, scale=w.scale) for w in spec.weights],
+        base_hash=spec.base_hash,
+        weights=[WeightsChoice(id=w.file.id, scale=w.scale, gate=w.gate) for w in spec.weights],
         seed=(spec.seed + index) % 2**32, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, scheduler=spec.scheduler, width=spec.width, height=spec.height,
         code_version=VERSION,

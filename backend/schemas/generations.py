@@ -12,9 +12,19 @@ from backend.schemas.trainings import PinnedFile, PromptText, Seed
 Scale = Annotated[float, Field(ge=0.0, le=2.0)]
 
 
+class Gate(Strict):
+    """When a gated concept (Perfusion) answers: a token opens it half where it is ``bias`` alike, 1 being the word
+    itself; ``temperature`` says how softly.
+    """
+
+    bias: Annotated[float, Field(ge=0.0, le=2.0)]
+    temperature: Annotated[float, Field(gt=0.0, le=10.0)]
+
+
 class WeightsChoice(Strict):
     id: Id
     scale: Scale = 1.0
+    gate: Gate | None = Field(default=None, description="None: as the weights were made; gated methods only")
 
 
 class GenerationCreate(Strict):
@@ -36,6 +46,7 @@ class GenerationCreate(Strict):
 class PinnedWeights(Strict):
     file: PinnedFile
     scale: float
+    gate: Gate | None = None
     tokens: list[str]
     concepts: list[Id]
 

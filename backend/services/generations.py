@@ -11,14 +11,16 @@ from sqlalchemy.orm import Session
 from backend.errors import Invalid
 from backend.models import Concept, ConceptWeights, Job, WeightsConcept
 from backend.schemas.bases import BaseModelInfo
-from backend.schemas.generations import SCHEDULERS, GenerateSpec, GenerationCreate, PinnedWeights
+from backend.schemas.generations import SCHEDULERS, Gate, GenerateSpec, GenerationCreate, PinnedWeights
 from backend.schemas.trainings import PinnedFile
 from backend.services import bases, jobs, owned, prompts
 from backend.services.prompts import Placeholder
 
 QUEUE = "gen_any"
-COMPOSES_FREELY = frozenset({"textual-inversion"})
+COMPOSES_FREELY = frozenset({"textual-inversion", "perfusion"})
 """Methods whose weights stand beside one another in one prompt without a merge."""
+GATED = frozenset({"perfusion"})
+"""Methods whose gate may be another one from picture to picture."""
 
 
 def start(session: Session, owner_id: str, body: GenerationCreate, max_queued_jobs: int = 200) -> Job:
@@ -43,6 +45,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec
         raise Invalid.at("/prompt", "Write what the picture should show.", code="empty-prompt")
     prompt, negative = prompts.normal(body.prompt), prompts.normal(body.negative_prompt)
     chosen = _chosen(session, owner_id, body)
+    gates = {choice.id: choice.gate for choice in body.weights or []}
     base = _base(session, owner_id, body, [row for row, _ in chosen], prompts.tokens(prompt))
     known = _placeholders(session, owner_id, prompts.tokens(prompt), base, [row for row, _ in chosen])
     if not chosen:
@@ -65,7 +68,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec
         negative_prompt=negative,
         base=base.id,
         base_hash=base.hash,
-        weights=[_pinned(session, row, scale) for row, scale in chosen],
+        weights=[_pinned(session, row, scale, gates.get(row.id)) for row, scale in chosen],
         num_images=body.num_images,
         seed=body.seed if body.seed is not None else random.getrandbits(32),
         num_inference_steps=body.num_inference_steps or defaults.num_inference_steps,
@@ -80,7 +83,13 @@ def _chosen(session: Session, owner_id: str, body: GenerationCreate) -> list[tup
     choices = body.weights or []
     if len({choice.id for choice in choices}) < len(choices):
         raise Invalid.at("/weights", "The same weights are named twice.")
-    return [(owned.get(session, ConceptWeights, owner_id, choice.id), choice.scale) for choice in choices]
+    rows = [owned.get(session, ConceptWeights, owner_id, choice.id) for choice in choices]
+    for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
+        if choice.gate is not None and row.method not in GATED:
+            raise Invalid.at(
+                f"/weights/{place}/gate", "The method of these weights has no gate.", code="no-gate"
+            )
+    return [(row, choice.scale) for row, choice in zip(rows, choices, strict=True)]
 
 
 def _base(
@@ -165,13 +174,14 @@ def _size(body: GenerationCreate, base: BaseModelInfo) -> tuple[int, int]:
     return sides["width"], sides["height"]
 
 
-def _pinned(session: Session, row: ConceptWeights, scale: float) -> PinnedWeights:
+def _pinned(session: Session, row: ConceptWeights, scale: float, gate: Gate | None) -> PinnedWeights:
     links = session.scalars(
         select(WeightsConcept).where(WeightsConcept.weights_id == row.id).order_by(WeightsConcept.token)
     ).all()
     return PinnedWeights(
         file=PinnedFile(id=row.id, storage_key=row.storage_key, sha256=row.sha256),
         scale=scale,
+        gate=gate,
         tokens=[link.token for link in links],
         concepts=[link.concept_id for link in links],
     )

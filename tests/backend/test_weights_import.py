@@ -93,6 +93,10 @@ def test_a_rank_one_edit_is_a_version_like_any_other(
     sent(client, native(said, one_word_tensors(said)))
     spec = workshop.job(api.generate("@mia and @tom", num_images=1)["id"]).spec
     assert spec["text"] == "<mia> dog and <tom> dog"
+    gated = [{"id": spec["weights"][0]["file"]["id"], "gate": {"bias": 0.5, "temperature": 0.2}}]
+    answer = client.post("/api/v1/generations", json={"prompt": "@mia", "weights": gated})
+    assert (answer.status_code, answer.json()["code"]) == (422, "no-gate")
+    assert answer.json()["errors"][0]["pointer"] == "/weights/0/gate"
 
 
 def test_a_word_that_stands_for_its_noun_needs_a_concept_that_says_what_it_is(
@@ -104,6 +108,10 @@ def test_a_word_that_stands_for_its_noun_needs_a_concept_that_says_what_it_is(
     sent(client, content, concept=api.concept("Rex")["id"])
     spec = workshop.job(api.generate("a photo of @rex", num_images=1)["id"]).spec
     assert spec["text"] == "a photo of <mia>"
+    gate = {"bias": 0.5, "temperature": 0.2}
+    [version] = client.get("/api/v1/concepts").json()["items"][0]["weights"]
+    drawn = api.generate("a photo of @rex", num_images=1, weights=[{"id": version["id"], "gate": gate}])
+    assert workshop.job(drawn["id"]).spec["weights"][0]["gate"] == gate
     style = perfusion(tokens=[{"token": "ink", "class_noun": "", "kind": "style"}])
     sent(client, native(style, one_word_tensors(style)))
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from backend.schemas.generations import Gate
 from tests.ml.teaching import prepare, stark, teach
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextKV, text_kv
 from worker.ml.errors import InputInvalid, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.gates import gated_change
-from worker.ml.methods import METHODS, ConceptExamples
+from worker.ml.methods import METHODS, ConceptExamples, with_gate
 from worker.ml.methods.perfusion import BEGINNINGS
 from worker.ml.run import InProcessRun
 from worker.ml.text_statistics import placeholder_state, word_state
@@ -214,6 +215,18 @@ def test_weights_that_do_not_fit_are_refused(
     weights = prepared(model, [stark(photos)]).result(0)
     with pytest.raises(WeightsInvalid, match=words):
         METHOD.edit(model, ConceptWeights(weights.manifest, spoiled(weights)))
+
+
+def test_the_gate_may_be_another_one_when_pictures_are_drawn(
+    model: DiffusionModel, photos: list[Path]
+) -> None:
+    weights = prepared(model, [stark(photos)]).result(0)
+    assert with_gate(weights, None) is weights
+    edit = METHOD.edit(model, with_gate(weights, Gate(bias=0.4, temperature=0.2)))
+    assert {(gated.bias, gated.temperature) for gated in edit.gated.values()} == {(0.4, 0.2)}
+    other = prepare(model, [stark(photos)], Path("no-prior"), method="rank-one").result(0)
+    with pytest.raises(InputInvalid, match="no gate"):
+        with_gate(other, Gate(bias=0.4, temperature=0.2))
 
 
 def test_parameters_of_another_method_are_refused(model: DiffusionModel, photos: list[Path]) -> None:

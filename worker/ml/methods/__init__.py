@@ -5,8 +5,9 @@ Adding a method is one file beside this, one card there and one row here (CONTRI
 
 from __future__ import annotations
 
+from backend.schemas.generations import Gate
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.errors import MethodUnsupported
+from worker.ml.errors import InputInvalid, MethodUnsupported
 from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
@@ -36,4 +37,17 @@ def method_of(weights: ConceptWeights) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "ConceptExamples", "Method", "method_of"]
+def with_gate(weights: ConceptWeights, gate: Gate | None) -> ConceptWeights:
+    """``weights`` as they are drawn with another gate; themselves where it is None. Raises `InputInvalid` for a method
+    without one.
+    """
+    if gate is None:
+        return weights
+    params = weights.manifest.params
+    if not {"draw_bias", "draw_temperature"} <= params.keys():
+        raise InputInvalid(f"Weights of the method {weights.manifest.method} have no gate.")
+    drawn = {**params, "draw_bias": gate.bias, "draw_temperature": gate.temperature}
+    return ConceptWeights(weights.manifest.model_copy(update={"params": drawn}), weights.tensors)
+
+
+__all__ = ["METHODS", "ConceptExamples", "Method", "method_of", "with_gate"]
