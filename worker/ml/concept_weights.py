@@ -7,7 +7,8 @@ tools. Tensors:
   where the manifest names layers: V* and the row it started from;
 - ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
   the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
-  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``;
+  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``, SVDiff ``shift``
+  and ``checksum``;
 - ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.

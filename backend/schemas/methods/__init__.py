@@ -1,6 +1,6 @@
 """The table of methods: name -> card. Adding a method is one file beside this and one row here (CONTRIBUTING)."""
 
-from backend.schemas.methods import custom_diffusion, dreambooth, lora, textual_inversion
+from backend.schemas.methods import custom_diffusion, dreambooth, lora, svdiff, textual_inversion
 from backend.schemas.methods.card import MethodCard
 
 CARDS: dict[str, MethodCard] = {
@@ -10,5 +10,6 @@ CARDS: dict[str, MethodCard] = {
         textual_inversion.CARD,
         lora.CARD,
         dreambooth.CARD,
+        svdiff.CARD,
     )
 }

@@ -11,6 +11,7 @@ from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
 from worker.ml.methods.lora import Lora
+from worker.ml.methods.svdiff import SVDiff
 from worker.ml.methods.textual_inversion import TextualInversion
 
 METHODS: dict[str, Method] = {
@@ -20,6 +21,7 @@ METHODS: dict[str, Method] = {
         TextualInversion(),
         Lora(),
         DreamBooth(),
+        SVDiff(),
     )
 }
 
