@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backend.schemas.weights import WeightsAnalysis
 from tests.ml.teaching import stark, teach
 from worker.ml.analysis import weight_change
 from worker.ml.concept_weights import ConceptWeights
@@ -143,3 +144,13 @@ def test_the_report_is_the_schemas_and_largest_first(model: DiffusionModel, weig
         assert change.singular_values == sorted(change.singular_values, reverse=True)
         assert change.energy_by_rank[-1] == pytest.approx(1.0)
     assert torch.tensor(list(found.token_change.values())).gt(0).all()
+
+
+def test_an_analysis_of_before_the_groups_is_still_read() -> None:
+    """Analyses are stored with the weights: those of older versions have neither groups nor biases."""
+    site = {"site": "conv_in", "group": "rest", "shape": [4, 4], "relative_change": 0.5,
+            "singular_values": [1.0], "energy_by_rank": [1.0]}  # fmt: skip
+    old = {"sites": [site], "mean_by_group": {"rest": 0.5}, "token_change": {"stark": 0.1}}
+    found = WeightsAnalysis.model_validate(old)
+    assert found.groups == []
+    assert found.sites[0].bias_change is None
