@@ -115,7 +115,7 @@ class Workshop:
     def start(self, config: dict[str, Any]) -> Ready:
         """Set the device up, try it, and describe every base model that can be used."""
         name = device.prepare(int(config["threads"]))
-        cache = Path(config["cache"])
+        cache = self._models.cache_dir = Path(config["cache"])
         bases, folders = [], {}
         for folder in map(Path, config["base_folders"]):
             try:

@@ -13,7 +13,13 @@ from typing import Any, Literal, Protocol
 from backend.schemas.executor import FromExecutor, ImageDone, Loss, Note, Progress, RunJob
 
 REPORT_S = 0.25
-PHASES = {"prior": "preparing", "photos": "preparing", "preview": "training", "images": "drawing"}
+PHASES = {
+    "prior": "preparing",
+    "spectra": "preparing",
+    "photos": "preparing",
+    "preview": "training",
+    "images": "drawing",
+}
 """What a unit of work of the science is called on a page; everything else is training."""
 Asked = Literal["cancel", "finish", "release"]
 

@@ -73,20 +73,47 @@ class Weights(Strict):
     created_at: datetime
 
 
-class SiteChange(Strict):
-    """Relative change of one site, ``||W' - W||_F / ||W||_F`` (methods.md 3)."""
+ChangeGroup = Literal["cross-attention", "self-attention", "rest", "text-encoder", "tokens"]
+"""The paper's three groups of the denoiser (methods.md 3), the text encoder but its table of words, and the taught
+words.
+"""
 
-    site: str
-    group: Literal["cross-attention", "self-attention", "rest"]
-    shape: list[int]
-    relative_change: float
-    singular_values: list[float] = Field(description="of the difference, largest first, at most 32")
+
+class SiteChange(Strict):
+    """Relative change of one changed layer, ``||W' - W||_F / ||W||_F`` (methods.md 3)."""
+
+    site: str = Field(description="path of the module in the denoiser, or in the text encoder")
+    group: ChangeGroup
+    shape: list[int] = Field(description="of the weight; one number for the gain of a norm")
+    relative_change: float = Field(description="of the weight alone")
+    bias_change: float | None = Field(
+        default=None, description="of the bias alone; null where there is none or it is next to zero"
+    )
+    pooled_change: float | None = Field(default=None, description="of weight and bias together")
+    singular_values: list[float] = Field(
+        description="of the weight's difference, largest first, at most 32; none of a gain"
+    )
     energy_by_rank: list[float] = Field(description="share of the squared norm kept by the first k values")
+
+
+class GroupChange(Strict):
+    """How much a group changed; what did not change counts as 0."""
+
+    group: ChangeGroup
+    tensors: int = Field(description="weights, biases and gains that are counted; placeholders in tokens")
+    numbers: int = Field(description="elements of all tensors of the group")
+    left_out: int = Field(description="tensors next to zero, whose relative change would mean nothing")
+    mean: float = Field(description="of the relative changes of the tensors")
+    median: float
+    pooled_mean: float = Field(description="mean over layers, weight and bias of each taken together")
 
 
 class WeightsAnalysis(Strict):
     """``GET /weights/{id}/analysis``."""
 
-    sites: list[SiteChange]
-    mean_by_group: dict[str, float]
+    sites: list[SiteChange] = Field(description="changed layers, largest relative change first")
+    mean_by_group: dict[str, float] = Field(description="the mean of each of ``groups``")
     token_change: dict[str, float] = Field(description="relative change of each V* from its start row")
+    groups: list[GroupChange] = Field(
+        default_factory=list, description="empty in analyses made before this field was"
+    )

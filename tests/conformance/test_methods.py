@@ -49,10 +49,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "dreambooth": [{"text_encoder": True}],
     "perfusion": [{"locking": "global"}],
+    "svdiff": [{"layers": "key-value"}, {"layers": "cross", "text_encoder": True}],
 }
 """Further parameters that take another path through a method."""
-FAST = {"dreambooth": 0.002}
-"""Rates at which fifteen steps overfit a batch, where 0.02 is too fast: all weights move at once."""
+FAST = {"dreambooth": 0.002, "svdiff": 0.05}
+"""Rates at which fifteen steps overfit a batch, where 0.02 is too fast, all weights moving at once, or too slow."""
 SERVED = [(method, family) for method in METHODS for family, row in FAMILIES.items() if method in row.methods]
 PAIRS = [(method, family, {}) for method, family in SERVED] + [
     (method, "toyworld", params) for method, variants in VARIANTS.items() for params in variants
@@ -80,7 +81,7 @@ class Case:
         write_tiny_base(folder / family, PREDICTIONS.get(family, "epsilon"))
         (folder / family / "moongate.json").write_text(json.dumps({"family": family}))
         self.name, self.photos, self.prior, self.params = method, photos, folder / "prior", params
-        self.model: DiffusionModel = load_base(folder / family)
+        self.model: DiffusionModel = load_base(folder / family, cache_dir=folder / "cache")
         self.untouched = everything(self.model)
         self.weights = self.teach()
 
@@ -272,6 +273,13 @@ def test_presets_are_valid_parameters(method: str) -> None:
         assert card.side(card.params_type.model_validate(preset)) in {"text", "weights"}
 
 
-def test_the_analysis_names_the_changed_sites(case: Case) -> None:
-    deltas = METHODS[case.name].deltas(case.model, case.weights)
-    assert {change.site for change in weight_change(case.model, case.weights).sites} == deltas.keys()
+def test_the_analysis_names_every_changed_layer(case: Case) -> None:
+    """Linear and Conv of the denoiser, and what is changed beside them: norms, the text encoder."""
+    method, found = METHODS[case.name], weight_change(case.model, case.weights)
+    installation = method.installation(case.model, case.weights) or WeightEdit()
+    encoder = {path.rpartition(".")[0].removeprefix("text_model.") for path in installation.text_encoder}
+    denoiser = {path.rpartition(".")[0] for path in installation.denoiser}
+    deltas = method.deltas(case.model, case.weights).keys()
+    assert {change.site for change in found.sites if change.group == "text-encoder"} == encoder
+    assert {change.site for change in found.sites if change.group != "text-encoder"} == deltas | denoiser
+    assert {each.group for each in found.groups} == found.mean_by_group.keys()

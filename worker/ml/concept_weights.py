@@ -9,8 +9,9 @@ tools. Tensors:
   edit answers to;
 - ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
   the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
-  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``, Perfusion ``target``
-  [concepts, o], rank-one edits ``change`` [concepts, o], both in the order of the manifest's tokens;
+  silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``, SVDiff ``shift``
+  and ``checksum``, Perfusion ``target`` [concepts, o], rank-one edits ``change`` [concepts, o], both in the order
+  of the manifest's tokens;
 - ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.

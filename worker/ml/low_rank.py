@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.ml.singular_values import of_product
+
 
 @dataclass(frozen=True, eq=False)
 class LowRankChange:
@@ -29,6 +31,10 @@ class LowRankChange:
         """[out, in] or [out, in, kh, kw], differentiable in both."""
         product = self.up.flatten(1) @ self.down.flatten(1)
         return (self.factor * product).reshape(self.up.shape[0], *self.down.shape[1:])
+
+    def singular_values(self) -> Tensor:
+        """Of `dense` as a matrix [out, in kh kw]: the first r, float64, largest first; the rest are 0."""
+        return abs(self.factor) * of_product(self.up.flatten(1), self.down.flatten(1))
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:

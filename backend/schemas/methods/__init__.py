@@ -1,6 +1,14 @@
 """The table of methods: name -> card. Adding a method is one file beside this and one row here (CONTRIBUTING)."""
 
-from backend.schemas.methods import custom_diffusion, dreambooth, lora, perfusion, rank_one, textual_inversion
+from backend.schemas.methods import (
+    custom_diffusion,
+    dreambooth,
+    lora,
+    perfusion,
+    rank_one,
+    svdiff,
+    textual_inversion,
+)
 from backend.schemas.methods.card import MethodCard
 
 CARDS: dict[str, MethodCard] = {
@@ -12,5 +20,6 @@ CARDS: dict[str, MethodCard] = {
         dreambooth.CARD,
         perfusion.CARD,
         rank_one.CARD,
+        svdiff.CARD,
     )
 }

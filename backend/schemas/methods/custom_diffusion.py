@@ -7,6 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.shared_parameters import (
+    BatchSize,
+    Flip,
+    MaxGradNorm,
+    PreviewEvery,
+    PriorImages,
+    PriorSteps,
+    PriorWeight,
+)
 from backend.schemas.strict import Strict
 
 
@@ -14,9 +23,7 @@ class CustomDiffusionParams(Strict):
     """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 4)."""
 
     steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: 250)")] = 250
-    batch_size: Annotated[
-        int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
-    ] = 4
+    batch_size: BatchSize = 4
     learning_rate: Annotated[
         float, Field(gt=0, le=0.1, description="of the key and value matrices (paper: 8e-5 on SD 1.x)")
     ] = 2e-4
@@ -26,17 +33,13 @@ class CustomDiffusionParams(Strict):
     weight_decay: Annotated[
         float, Field(ge=0, le=1, description="AdamW decay of the matrices' change (paper: 1e-2)")
     ] = 0.01
-    prior_weight: Annotated[
-        float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")
-    ] = 1.0
-    prior_images: Annotated[int, Field(ge=0, le=1000, description="generated class images (paper: 200)")] = 24
-    prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
+    prior_weight: PriorWeight = 1.0
+    prior_images: PriorImages = 24
+    prior_steps: PriorSteps = 12
     augment: Annotated[bool, Field(description="resize photos at random and say so in the caption")] = True
-    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
-    max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
-    preview_every: Annotated[
-        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
-    ] = 50
+    flip: Flip = True
+    max_grad_norm: MaxGradNorm = 1.0
+    preview_every: PreviewEvery = 50
 
 
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {

@@ -7,6 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.shared_parameters import (
+    BatchSize,
+    Flip,
+    MaxGradNorm,
+    PreviewEvery,
+    PriorImages,
+    PriorSteps,
+    PriorWeight,
+)
 from backend.schemas.strict import Strict
 
 
@@ -14,9 +23,7 @@ class DreamBoothParams(Strict):
     """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 2)."""
 
     steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: about 1000)")] = 800
-    batch_size: Annotated[
-        int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
-    ] = 1
+    batch_size: BatchSize = 1
     learning_rate: Annotated[
         float, Field(gt=0, le=0.1, description="of the denoiser (paper: 5e-6 on SD 1.x)")
     ] = 5e-6
@@ -26,18 +33,12 @@ class DreamBoothParams(Strict):
     text_learning_rate: Annotated[
         float, Field(gt=0, le=0.1, description="of the text encoder and the word (usual: 2e-6)")
     ] = 2e-6
-    prior_weight: Annotated[
-        float, Field(ge=0, le=10, description="lambda of the prior term (paper: 1); 0 turns it off")
-    ] = 1.0
-    prior_images: Annotated[
-        int, Field(ge=0, le=1000, description="generated class images (paper: about 1000; 200 are usual)")
-    ] = 200
-    prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
-    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
-    max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
-    preview_every: Annotated[
-        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
-    ] = 50
+    prior_weight: PriorWeight = 1.0
+    prior_images: PriorImages = 200
+    prior_steps: PriorSteps = 12
+    flip: Flip = True
+    max_grad_norm: MaxGradNorm = 1.0
+    preview_every: PreviewEvery = 50
 
 
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {

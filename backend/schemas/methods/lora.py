@@ -7,6 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.shared_parameters import (
+    BatchSize,
+    Flip,
+    MaxGradNorm,
+    PreviewEvery,
+    PriorImages,
+    PriorSteps,
+    PriorWeight,
+)
 from backend.schemas.strict import Strict
 
 
@@ -14,9 +23,7 @@ class LoraParams(Strict):
     """Hyper-parameters; usual values for SD 1.x stand in the descriptions (methods.md 8)."""
 
     steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (usual: 500)")] = 500
-    batch_size: Annotated[
-        int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
-    ] = 4
+    batch_size: BatchSize = 4
     rank: Annotated[
         int, Field(ge=1, le=1024, description="of each change; more learns more and takes more space")
     ] = 4
@@ -41,16 +48,12 @@ class LoraParams(Strict):
         float, Field(gt=0, le=1.0, description="of the word's vector (usual: 5e-4)")
     ] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the change")] = 0.01
-    prior_weight: Annotated[
-        float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")
-    ] = 0.0
-    prior_images: Annotated[int, Field(ge=0, le=1000, description="generated class images")] = 24
-    prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
-    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
-    max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
-    preview_every: Annotated[
-        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
-    ] = 50
+    prior_weight: PriorWeight = 0.0
+    prior_images: PriorImages = 24
+    prior_steps: PriorSteps = 12
+    flip: Flip = True
+    max_grad_norm: MaxGradNorm = 1.0
+    preview_every: PreviewEvery = 50
 
 
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.shared_parameters import Flip, PreviewEvery
 from backend.schemas.strict import Strict
 
 
@@ -38,10 +39,8 @@ class TextualInversionParams(Strict):
     norm_cap: Annotated[
         float, Field(ge=0.1, le=100, description="for norm=cap, in lengths of a mean word")
     ] = 1.4
-    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
-    preview_every: Annotated[
-        int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
-    ] = 100
+    flip: Flip = True
+    preview_every: PreviewEvery = 100
 
 
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {

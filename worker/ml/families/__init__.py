@@ -32,10 +32,16 @@ def describe_base(folder: Path) -> BaseDescription:
     )
 
 
-def load_base(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:
-    """The loaded base model: safetensors only, offline, no remote code. Raises `BaseUnusable`."""
+def load_base(
+    folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, cache_dir: Path | None = None
+) -> DiffusionModel:
+    """The loaded base model: safetensors only, offline, no remote code. ``cache_dir``: `DiffusionModel.cache_dir`.
+    Raises `BaseUnusable`.
+    """
     description = describe_base(folder)
-    return FAMILIES[description.family].load(folder, description, device, dtype)
+    model = FAMILIES[description.family].load(folder, description, device, dtype)
+    model.cache_dir = cache_dir
+    return model
 
 
 __all__ = ["FAMILIES", "DiffusionModel", "Family", "describe_base", "load_base"]

@@ -60,6 +60,9 @@ class DiffusionModel(Protocol):
     outside.
     """
 
+    cache_dir: Path | None
+    """Where what is dear to derive from the base is kept between processes; None: nowhere, it is made again."""
+
     @property
     def description(self) -> BaseDescription: ...
 
@@ -138,6 +141,9 @@ class DiffusionModel(Protocol):
 
     def sites(self) -> list[Site]:
         """Every Linear and Conv of the denoiser."""
+
+    def group(self, path: str) -> Group:
+        """The group of a module or parameter of the denoiser, by its path: of sites and of all others alike."""
 
 
 def encoder_modules(model: DiffusionModel) -> dict[str, tuple[str, torch.nn.Module]]:

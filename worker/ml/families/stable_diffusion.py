@@ -47,6 +47,7 @@ class StableDiffusion:
         for module in (text_encoder, autoencoder, denoiser):
             module.requires_grad_(False).eval()
         install_processors(denoiser)
+        self.cache_dir: Path | None = None
         self.description = description
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
@@ -175,13 +176,13 @@ class StableDiffusion:
         named = (
             (name, module) for name, module in self.denoiser.named_modules() if isinstance(module, kinds)
         )
-        return [Site(name, _group(name), module) for name, module in named]
+        return [Site(name, self.group(name), module) for name, module in named]
 
-
-def _group(name: str) -> Group:
-    if ".attn2." in name:
-        return "cross-attention"
-    return "self-attention" if ".attn1." in name else "rest"
+    def group(self, path: str) -> Group:
+        """methods.md 3: everything under ``attn2``, everything under ``attn1``, and the rest."""
+        if ".attn2." in path:
+            return "cross-attention"
+        return "self-attention" if ".attn1." in path else "rest"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from worker.ml.methods.dreambooth import DreamBooth
 from worker.ml.methods.lora import Lora
 from worker.ml.methods.perfusion import Perfusion
 from worker.ml.methods.rank_one import RankOne
+from worker.ml.methods.svdiff import SVDiff
 from worker.ml.methods.textual_inversion import TextualInversion
 
 METHODS: dict[str, Method] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, Method] = {
         DreamBooth(),
         Perfusion(),
         RankOne(),
+        SVDiff(),
     )
 }
 

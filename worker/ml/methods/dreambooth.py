@@ -30,23 +30,10 @@ from worker.ml.errors import MethodUnsupported, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit, replaced
 from worker.ml.run import Run
-from worker.ml.taught_words import rare_rows, taught_rows, token_tensors
-from worker.ml.training.lessons import (
-    ConceptExamples,
-    check_distinct,
-    check_texts,
-    deal_lessons,
-    plain_captions,
-    prepare_lessons,
-)
-from worker.ml.training.preview import draw_previews
-from worker.ml.training.provenance import (
-    check_base,
-    check_served,
-    fingerprint,
-    manifest_of,
-    taught_tokens,
-)
+from worker.ml.taught_words import rare_rows, taught_rows
+from worker.ml.training.dreambooth_recipe import Recipe
+from worker.ml.training.lessons import ConceptExamples
+from worker.ml.training.provenance import check_base
 from worker.ml.training.trainee import Group, Trainee
 
 STORED = torch.float16
@@ -68,25 +55,14 @@ class DreamBooth:
         previews: Sequence[str],
         run: Run,
     ) -> Trainee:
-        check_served(CARD, model)
+        recipe = Recipe(CARD, model, concepts, params, seed, previews)
+        recipe.check()
         if model.dtype.itemsize < torch.float32.itemsize:
             raise MethodUnsupported(
                 f"{CARD.title} trains in single precision; this base model is loaded in half."
             )
-        check_distinct(concepts)
         edit = TextEdit(rare_rows(model, [concept.token for concept in concepts]), {})
-        check_texts(model, edit, (*plain_captions(concepts, augment=False), *previews))
-        lessons = prepare_lessons(
-            model,
-            concepts,
-            augment=False,
-            flip=params.flip,
-            prior_images=params.prior_images if params.prior_weight > 0 else 0,
-            prior_steps=params.prior_steps,
-            seed=seed,
-            prior_dir=prior_dir,
-            run=run,
-        )
+        lessons = recipe.lessons(edit, prior_dir, run)
         base = {"site": denoiser_parameters(model), "encoder": {}}
         if params.text_encoder:
             base["encoder"] = encoder_parameters(model)
@@ -111,35 +87,14 @@ class DreamBooth:
             ):
                 yield
 
-        def result(steps: int) -> ConceptWeights:
-            differences = {
+        def learned() -> dict[str, Tensor]:
+            return {
                 key: (trained.detach() - base[part][path].detach()).to(STORED).cpu()
                 for part, parameters in copies.items()
                 for (path, trained), key in zip(parameters.items(), _keyed(part, parameters), strict=True)
             }
-            return ConceptWeights(
-                manifest_of(CARD, model, taught_tokens(concepts), params, seed=seed, steps=steps),
-                {**differences, **token_tensors(edit.tokens)},
-            )
 
-        return Trainee(
-            unit="train",
-            seed=seed,
-            steps=params.steps,
-            groups=tuple(groups),
-            rows=lambda step: deal_lessons(
-                lessons, batch_size=params.batch_size, seed=seed, step=step, edit=edit
-            ),
-            result=result,
-            preview=lambda run: draw_previews(model, previews, edit, seed, run),
-            preview_every=params.preview_every,
-            fingerprint=fingerprint(self.name, model, concepts, params, seed),
-            prior_weight=params.prior_weight,
-            max_grad_norm=params.max_grad_norm,
-            detach_first=False,
-            installed=in_their_places,
-            trains_text_encoder=params.text_encoder,
-        )
+        return recipe.trainee(edit, lessons, groups, learned, in_their_places)
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
         differences(model, weights)

@@ -28,25 +28,12 @@ from worker.ml.errors import InputInvalid, WeightsInvalid
 from worker.ml.families.base import DiffusionModel, encoder_modules
 from worker.ml.installation import WeightEdit
 from worker.ml.low_rank import LowRankChange, beside, factor_shapes, matrix_shape
+from worker.ml.module_changes import Modules, Part, not_usable, read_changes, weight_edit
 from worker.ml.run import Run
 from worker.ml.streams import rng
-from worker.ml.taught_words import rare_rows, taught_rows, token_tensors
-from worker.ml.training.lessons import (
-    ConceptExamples,
-    check_distinct,
-    check_texts,
-    deal_lessons,
-    plain_captions,
-    prepare_lessons,
-)
-from worker.ml.training.preview import draw_previews
-from worker.ml.training.provenance import (
-    check_base,
-    check_served,
-    fingerprint,
-    manifest_of,
-    taught_tokens,
-)
+from worker.ml.taught_words import rare_rows, taught_rows
+from worker.ml.training.dreambooth_recipe import Recipe
+from worker.ml.training.lessons import ConceptExamples
 from worker.ml.training.trainee import Group, Trainee
 
 ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -69,26 +56,15 @@ class Lora:
         previews: Sequence[str],
         run: Run,
     ) -> Trainee:
-        check_served(CARD, model)
-        check_distinct(concepts)
+        recipe = Recipe(CARD, model, concepts, params, seed, previews)
+        recipe.check()
         modules = chosen_modules(model, params)
         check_rank(modules, params.rank)
         text_side = side(params) == "text"
         changes = {key: untrained(module, key, params, seed) for key, module in modules.items()}
         sites = {key.removeprefix("site."): change for key, change in changes.items()} if text_side else {}
         edit = TextEdit(rare_rows(model, [concept.token for concept in concepts]), sites)
-        check_texts(model, edit, (*plain_captions(concepts, augment=False), *previews))
-        lessons = prepare_lessons(
-            model,
-            concepts,
-            augment=False,
-            flip=params.flip,
-            prior_images=params.prior_images if params.prior_weight > 0 else 0,
-            prior_steps=params.prior_steps,
-            seed=seed,
-            prior_dir=prior_dir,
-            run=run,
-        )
+        lessons = recipe.lessons(edit, prior_dir, run)
         factors = {
             f"{key}.{part}": tensor
             for key, change in changes.items()
@@ -108,53 +84,26 @@ class Lora:
             group("token.", params.token_learning_rate, 0.0),
         )
 
-        def result(steps: int) -> ConceptWeights:
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in factors.items()}
+        def learned() -> dict[str, Tensor]:
             alphas = {f"{key}.alpha": torch.tensor(scale(params) * params.rank) for key in changes}
-            return ConceptWeights(
-                manifest_of(CARD, model, taught_tokens(concepts), params, seed=seed, steps=steps),
-                {**tensors, **alphas, **token_tensors(edit.tokens)},
-            )
+            return {**{name: tensor.detach().cpu().clone() for name, tensor in factors.items()}, **alphas}
 
         def alongside() -> AbstractContextManager[None]:
             return beside({modules[key]: change for key, change in changes.items()})
 
-        return Trainee(
-            unit="train",
-            seed=seed,
-            steps=params.steps,
-            groups=tuple(each for each in groups if each.tensors),
-            rows=lambda step: deal_lessons(
-                lessons, batch_size=params.batch_size, seed=seed, step=step, edit=edit
-            ),
-            result=result,
-            preview=lambda run: draw_previews(model, previews, edit, seed, run),
-            preview_every=params.preview_every,
-            fingerprint=fingerprint(self.name, model, concepts, params, seed),
-            prior_weight=params.prior_weight,
-            max_grad_norm=params.max_grad_norm,
-            detach_first=False,
-            installed=nullcontext if text_side else alongside,
-            trains_text_encoder=params.text_encoder,
-        )
+        return recipe.trainee(edit, lessons, groups, learned, nullcontext if text_side else alongside)
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
         changes = learned_changes(model, weights)
         words = taught_rows(model, weights)
-        return TextEdit(words, changes[0] if weights.manifest.side == "text" else {})
+        return TextEdit(words, changes["site"] if weights.manifest.side == "text" else {})
 
     def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
-        sites, encoder = learned_changes(model, weights)
-        if weights.manifest.side == "text":
-            return None
-        paths = {name: path for name, (path, _) in encoder_modules(model).items()}
-        return WeightEdit(
-            {f"{name}.weight": change for name, change in sites.items()},
-            {f"{paths[name]}.weight": change for name, change in encoder.items()},
-        )
+        changes = learned_changes(model, weights)
+        return None if weights.manifest.side == "text" else weight_edit(changeable(model), changes)
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
-        return {name: change.dense() for name, change in learned_changes(model, weights)[0].items()}
+        return {name: change.dense() for name, change in learned_changes(model, weights)["site"].items()}
 
 
 def scale(params: LoraParams) -> float:
@@ -209,40 +158,32 @@ def untrained(module: torch.nn.Module, key: str, params: LoraParams, seed: int) 
     return LowRankChange(down.to(weight.device), torch.zeros(up_shape, device=weight.device), scale(params))
 
 
-def learned_changes(
-    model: DiffusionModel, weights: ConceptWeights
-) -> tuple[dict[str, LowRankChange], dict[str, LowRankChange]]:
+def changeable(model: DiffusionModel) -> dict[Part, Modules]:
+    """Every module that could have a change."""
+    return {
+        "site": {site.name: (site.name, site.module) for site in model.sites()},
+        "encoder": encoder_modules(model),
+    }
+
+
+def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[Part, dict[str, LowRankChange]]:
     """Changes of the denoiser's sites and of the text encoder's modules, fp32 on the device. Raises
     `WeightsInvalid`.
     """
-    check_base(model, weights)
-    sites = {site.name: site.module for site in model.sites()}
-    encoder = {name: module for name, (_, module) in encoder_modules(model).items()}
-    changes = _fitting(weights.site_parts(), sites), _fitting(weights.site_parts("encoder"), encoder)
-    if not any(changes):
-        raise WeightsInvalid("The weights change no layer.")
-    ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}
-    if weights.manifest.side == "text" and (changes[1] or changes[0].keys() - ready):
+    return read_changes(model, weights, changeable(model), learned_change)
+
+
+def learned_change(key: str, module: torch.nn.Module, parts: Mapping[str, Tensor]) -> LowRankChange:
+    """The change of one module from its tensors in the file. Raises `WeightsInvalid`."""
+    name = key.partition(".")[2]
+    if parts.keys() != {"down", "up", "alpha"} or parts["alpha"].ndim:
+        raise not_usable(name)
+    weight = module.get_parameter("weight")
+    down, up = parts["down"].to(weight.device).float(), parts["up"].to(weight.device).float()
+    rank = len(down)
+    if not rank or (tuple(down.shape), tuple(up.shape)) != factor_shapes(weight, rank):
         raise WeightsInvalid(
-            "The weights call themselves text side but change other layers than keys and values."
+            f"The change of {name} has shapes {list(down.shape)} and {list(up.shape)}, "
+            f"which do not fit {list(weight.shape)}."
         )
-    return changes
-
-
-def _fitting(
-    found: Mapping[str, Mapping[str, Tensor]], modules: Mapping[str, torch.nn.Module]
-) -> dict[str, LowRankChange]:
-    changes = {}
-    for name, parts in found.items():
-        if name not in modules or parts.keys() != {"down", "up", "alpha"} or parts["alpha"].ndim:
-            raise WeightsInvalid(f"The change of {name} is not one that this base model could use.")
-        weight = modules[name].get_parameter("weight")
-        down, up = parts["down"].to(weight.device).float(), parts["up"].to(weight.device).float()
-        rank = len(down)
-        if not rank or (tuple(down.shape), tuple(up.shape)) != factor_shapes(weight, rank):
-            raise WeightsInvalid(
-                f"The change of {name} has shapes {list(down.shape)} and {list(up.shape)}, "
-                f"which do not fit {list(weight.shape)}."
-            )
-        changes[name] = LowRankChange(down, up, float(parts["alpha"]) / rank)
-    return changes
+    return LowRankChange(down, up, float(parts["alpha"]) / rank)

@@ -1,0 +1,19 @@
+"""Parameters that several methods have in common: type, range and the words of the form. Defaults are each method's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+BatchSize = Annotated[int, Field(ge=1, le=64, description="photos a step; as many prior images come along")]
+PriorWeight = Annotated[
+    float, Field(ge=0, le=10, description="lambda of the prior term (papers: 1); 0 turns it off")
+]
+PriorImages = Annotated[int, Field(ge=0, le=1000, description="generated class images (papers: 200 to 1000)")]
+PriorSteps = Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")]
+Flip = Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")]
+MaxGradNorm = Annotated[float, Field(gt=0, le=100)]
+PreviewEvery = Annotated[
+    int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
+]

@@ -1,0 +1,79 @@
+"""SVDiff (Han et al., ICCV 2023, arXiv 2303.11305): shifts of the singular values of weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.shared_parameters import (
+    BatchSize,
+    Flip,
+    MaxGradNorm,
+    PreviewEvery,
+    PriorImages,
+    PriorSteps,
+    PriorWeight,
+)
+from backend.schemas.strict import Strict
+
+
+class SVDiffParams(Strict):
+    """Hyper-parameters; values of the paper and its reimplementation stand in the descriptions (methods.md 9)."""
+
+    steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: 500 to 1000)")] = 1000
+    batch_size: BatchSize = 1
+    layers: Annotated[
+        Literal["all", "linear", "cross", "key-value"],
+        Field(
+            description="all layers with the gains of norms, the linear ones, those of the cross-attention, "
+            "or its keys and values alone, which is text side: nothing has to be installed"
+        ),
+    ] = "all"
+    text_encoder: Annotated[bool, Field(description="the layers of the text encoder too")] = False
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1.0, description="of the denoiser's singular values (usual: 1e-3)")
+    ] = 1e-3
+    gain_learning_rate: Annotated[
+        float, Field(gt=0, le=1.0, description="of the gains of norms (usual: 1e-6)")
+    ] = 1e-6
+    text_learning_rate: Annotated[
+        float, Field(gt=0, le=1.0, description="of the text encoder's singular values (usual: 1e-3)")
+    ] = 1e-3
+    prior_weight: PriorWeight = 1.0
+    prior_images: PriorImages = 200
+    prior_steps: PriorSteps = 12
+    flip: Flip = True
+    max_grad_norm: MaxGradNorm = 1.0
+    preview_every: PreviewEvery = 50
+
+
+PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+    "quick": {"steps": 200, "batch_size": 4, "prior_images": 16, "prior_steps": 10},
+    "balanced": {"steps": 400, "batch_size": 4, "prior_images": 24},
+    "thorough": {"steps": 1000, "batch_size": 4, "prior_images": 48},
+}
+
+
+def side(params: SVDiffParams) -> Literal["text", "weights"]:
+    """Keys and values of the cross-attention alone are text side; every further layer makes it weight side."""
+    return "text" if params.layers == "key-value" and not params.text_encoder else "weights"
+
+
+CARD = MethodCard(
+    name="svdiff",
+    title="SVDiff",
+    description=(
+        "Turns the singular values of every layer up and down: the reach of the whole denoiser in a file of about a "
+        "megabyte; for many concepts on little disk, and where few photos would be learnt by heart."
+    ),
+    source=(
+        "Han et al., SVDiff: Compact Parameter Space for Diffusion Fine-Tuning, ICCV 2023 (arXiv 2303.11305)"
+    ),
+    min_photos=3,
+    max_photos=100,
+    params_type=SVDiffParams,
+    presets=PRESETS,
+    side=side,
+)
