@@ -7,12 +7,30 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.strict import Strict
 
 
 class CustomDiffusionParams(Strict):
     """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 4)."""
 
+    train: Annotated[
+        Literal["kv", "crossattn"],
+        Field(
+            description=(
+                "kv: keys and values; crossattn: queries and outputs too, for faces with few photos, weight side"
+            )
+        ),
+    ] = "kv"
+    word: Annotated[
+        Literal["placeholder", "class-noun"],
+        Field(
+            description=(
+                "placeholder: a new word before the class noun; "
+                "class-noun: the noun itself, where the base model lacks the category"
+            )
+        ),
+    ] = "placeholder"
     steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: 250)")] = 250
     batch_size: Annotated[
         int, Field(ge=1, le=64, description="photos a step; as many prior images come along")
@@ -26,6 +44,7 @@ class CustomDiffusionParams(Strict):
     weight_decay: Annotated[
         float, Field(ge=0, le=1, description="AdamW decay of the matrices' change (paper: 1e-2)")
     ] = 0.01
+    prior: Prior = "generated"
     prior_weight: Annotated[
         float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")
     ] = 1.0
@@ -38,17 +57,24 @@ class CustomDiffusionParams(Strict):
         int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
     ] = 50
 
+    @property
+    def new_category(self) -> bool:
+        """The class noun is what is taught: there is no V*."""
+        return self.word == "class-noun"
 
-PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+
+PRESETS: dict[Literal["quick", "balanced", "thorough", "faces"], dict[str, Any]] = {
     "quick": {"steps": 150, "prior_images": 16, "prior_steps": 10},
     "balanced": {"steps": 300},
     "thorough": {"steps": 800, "prior_images": 48, "prior_steps": 20, "learning_rate": 1e-4},
+    "faces": {"train": "crossattn", "steps": 900, "learning_rate": 1e-4, "augment": False, "flip": False},
 }
+"""Faces: all of the cross-attention, half the rate and three times the steps of the others, photos as they are."""
 
 
 def side(params: CustomDiffusionParams) -> Literal["text", "weights"]:
-    """Only keys, values and the token change, so the concept is text side whatever the parameters."""
-    return "text"
+    """Only keys, values and the token change: text side; queries and outputs depend on the picture."""
+    return "text" if params.train == "kv" else "weights"
 
 
 CARD = MethodCard(

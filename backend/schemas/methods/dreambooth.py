@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.strict import Strict
 
 
@@ -26,6 +27,7 @@ class DreamBoothParams(Strict):
     text_learning_rate: Annotated[
         float, Field(gt=0, le=0.1, description="of the text encoder and the word (usual: 2e-6)")
     ] = 2e-6
+    prior: Prior = "generated"
     prior_weight: Annotated[
         float, Field(ge=0, le=10, description="lambda of the prior term (paper: 1); 0 turns it off")
     ] = 1.0
@@ -33,6 +35,24 @@ class DreamBoothParams(Strict):
         int, Field(ge=0, le=1000, description="generated class images (paper: about 1000; 200 are usual)")
     ] = 200
     prior_steps: Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")] = 12
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(description="compute activations again in the backward pass: less memory, a third more time"),
+    ] = False
+    ema_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="result: a moving average of the weights, not the last ones; 0: off (usual: 0.999)",
+        ),
+    ] = 0.0
+    optimiser: Annotated[
+        Literal["adamw", "adamw-8bit"],
+        Field(
+            description="adamw-8bit: a quarter of the optimiser's memory; needs a CUDA GPU and bitsandbytes"
+        ),
+    ] = "adamw"
     flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
     max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
     preview_every: Annotated[

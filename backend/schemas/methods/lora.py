@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.strict import Strict
 
 
@@ -41,6 +42,7 @@ class LoraParams(Strict):
         float, Field(gt=0, le=1.0, description="of the word's vector (usual: 5e-4)")
     ] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the change")] = 0.01
+    prior: Prior = "generated"
     prior_weight: Annotated[
         float, Field(ge=0, le=10, description="lambda of the prior term; 0 turns it off")
     ] = 0.0

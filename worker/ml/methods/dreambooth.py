@@ -17,7 +17,7 @@ are "a [V] dog" and "a dog", ours are those of the other methods, so that all sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit, replaced
 from worker.ml.run import Run
 from worker.ml.taught_words import rare_rows, taught_rows, token_tensors
+from worker.ml.training.averaging import averaged
 from worker.ml.training.lessons import (
     ConceptExamples,
     check_distinct,
@@ -39,6 +40,7 @@ from worker.ml.training.lessons import (
     plain_captions,
     prepare_lessons,
 )
+from worker.ml.training.optimiser import check_optimiser
 from worker.ml.training.preview import draw_previews
 from worker.ml.training.provenance import (
     check_base,
@@ -47,6 +49,7 @@ from worker.ml.training.provenance import (
     manifest_of,
     taught_tokens,
 )
+from worker.ml.training.recomputing import recomputed
 from worker.ml.training.trainee import Group, Trainee
 
 STORED = torch.float16
@@ -73,6 +76,7 @@ class DreamBooth:
             raise MethodUnsupported(
                 f"{CARD.title} trains in single precision; this base model is loaded in half."
             )
+        check_optimiser(params.optimiser, model.device)
         check_distinct(concepts)
         edit = TextEdit(rare_rows(model, [concept.token for concept in concepts]), {})
         check_texts(model, edit, (*plain_captions(concepts, augment=False), *previews))
@@ -81,6 +85,7 @@ class DreamBooth:
             concepts,
             augment=False,
             flip=params.flip,
+            prior=params.prior,
             prior_images=params.prior_images if params.prior_weight > 0 else 0,
             prior_steps=params.prior_steps,
             seed=seed,
@@ -108,6 +113,7 @@ class DreamBooth:
             with (
                 replaced(model.denoiser, copies["site"]),
                 replaced(model.text_encoder, copies["encoder"]),
+                recomputed(model.denoiser) if params.gradient_checkpointing else nullcontext(),
             ):
                 yield
 
@@ -122,7 +128,7 @@ class DreamBooth:
                 {**differences, **token_tensors(edit.tokens)},
             )
 
-        return Trainee(
+        trainee = Trainee(
             unit="train",
             seed=seed,
             steps=params.steps,
@@ -139,7 +145,9 @@ class DreamBooth:
             detach_first=False,
             installed=in_their_places,
             trains_text_encoder=params.text_encoder,
+            optimiser=params.optimiser,
         )
+        return averaged(trainee, params.ema_decay)
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
         differences(model, weights)

@@ -83,6 +83,7 @@ class Lora:
             concepts,
             augment=False,
             flip=params.flip,
+            prior=params.prior,
             prior_images=params.prior_images if params.prior_weight > 0 else 0,
             prior_steps=params.prior_steps,
             seed=seed,
