@@ -34,6 +34,10 @@ class Settings(BaseSettings):
         default=SHIPPED_BASE_MODELS, description="folder of the base models that ship"
     )
 
+    prior_folder: Path | None = Field(
+        default=None, description="captioned pictures that prior images may be taken from"
+    )
+
     host: str = "127.0.0.1"
     port: int = Field(
         default=8000, ge=0, le=65535, validation_alias=AliasChoices("MOONGATE_PORT", "PORT", "port")

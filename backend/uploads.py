@@ -22,7 +22,6 @@ from typing import Any, BinaryIO, Protocol
 from backend.confined import environment
 from backend.errors import AppError, InsufficientStorage, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from backend.schemas.problems import FieldError
-from backend.settings import Settings
 
 PICTURE_TYPE = "image/jpeg"
 THUMBNAIL_TYPE = "image/webp"
@@ -68,10 +67,21 @@ class Shelf(Protocol):
         ...
 
 
+class PictureLimits(Protocol):
+    """What a picture may be: bytes, pixels, and the shorter side. `Settings` says it."""
+
+    @property
+    def max_upload_bytes(self) -> int: ...
+    @property
+    def max_photo_pixels(self) -> int: ...
+    @property
+    def min_photo_side_px(self) -> int: ...
+
+
 class Darkroom:
     """Prepares pictures one after the other, in a child that is started when needed and replaced when it dies."""
 
-    def __init__(self, shelf: Shelf, settings: Settings) -> None:
+    def __init__(self, shelf: Shelf, settings: PictureLimits) -> None:
         self._shelf, self._settings = shelf, settings
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None

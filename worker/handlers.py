@@ -17,7 +17,7 @@ from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succe
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import TrainSpec
-from worker import device
+from worker import device, prior_library
 from worker.bases import keep_description, kept_description
 from worker.executor import JobFailed, JobStopped
 from worker.ml.analysis import weight_change
@@ -29,8 +29,10 @@ from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
 from worker.ml.sampling.engine import GenerationUnit, generate
 from worker.ml.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from worker.ml.training.loop import train
+from worker.ml.training.retrieval import LIBRARY
 from worker.model_cache import ModelCache
 from worker.pipe_run import PHASES, Reporter
+from worker.prior_library import Limits
 from worker.recipes import image_recipe, png_chunks
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -107,6 +109,8 @@ class Workshop:
 
     def __init__(self) -> None:
         self._models = ModelCache()
+        self._prior_folder: Path | None = None
+        self._picture_limits = Limits()
         self._kinds: dict[str, Callable[[RunJob, Reporter], Succeeded]] = {
             "train": self._train,
             "generate": self._generate,
@@ -116,6 +120,8 @@ class Workshop:
         """Set the device up, try it, and describe every base model that can be used."""
         name = device.prepare(int(config["threads"]))
         cache = self._models.cache_dir = Path(config["cache"])
+        self._prior_folder = Path(config["prior_folder"]) if config.get("prior_folder") else None
+        self._picture_limits = Limits(**config.get("picture_limits", {}))
         bases, folders = [], {}
         for folder in map(Path, config["base_folders"]):
             try:
@@ -170,12 +176,15 @@ class Workshop:
             for concept in spec.concepts
         ]
         reporter.progress("preparing", 0, 0)
+        prior_dir = Path(job.cache) / "prior"
+        if spec.params.get("prior") == "folder" and self._prior_folder is not None:
+            prior_library.prepare(self._prior_folder, prior_dir / LIBRARY, self._picture_limits, run)
         trainee = method.trainee(
             model,
             concepts,
             CARDS[spec.method].params_type.model_validate(spec.params),
             seed=spec.seed,
-            prior_dir=Path(job.cache) / "prior",
+            prior_dir=prior_dir,
             previews=spec.previews,
             run=run,
         )

@@ -37,6 +37,7 @@ from worker.inputs import InputInvalid, verified_inputs
 from worker.lease_keeper import LeaseKeeper
 from worker.outcomes import LAST_WORDS, Outcomes
 from worker.patience import LeaseLost, Patience
+from worker.prior_library import prior_config
 from worker.slot import Slot, device_name
 
 _log = structlog.get_logger(__name__)
@@ -99,6 +100,7 @@ class Supervisor:
                 "threads": executor_threads(settings),
                 "cache": str(self._cache),
                 "base_folders": [str(folder) for folder in self._folders],
+                **prior_config(settings),
             },
             [trade.handlers],
             executor_threads(settings),

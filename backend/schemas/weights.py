@@ -19,7 +19,9 @@ class TaughtToken(Strict):
     token: str
     class_noun: str
     kind: Literal["subject", "style"]
-    vectors: int = 1
+    vectors: int = Field(
+        default=1, ge=0, description="rows of the embedding table; 0: the class noun itself was taught"
+    )
     layers: list[str] = Field(
         default_factory=list,
         description="where the vectors differ from layer to layer: names of the cross-attention layers, in order",

@@ -129,6 +129,8 @@ def _check_manifest(manifest: WeightsManifest) -> None:
         raise _wrong("The parameters in the file are not those of its method.") from None
     if manifest.side != card.side(params):
         raise _wrong("The file says another side than its method has.")
+    if manifest.side == "weights":
+        raise _wrong("Weights that must be installed cannot be imported yet.", "import-not-supported")
     names = [taught.token for taught in manifest.tokens]
     if not 1 <= len(names) <= MOST_TOKENS or len(set(names)) < len(names):
         raise _wrong(f"The file must teach one to {MOST_TOKENS} different tokens.")
@@ -141,10 +143,11 @@ def _check_manifest(manifest: WeightsManifest) -> None:
 
 def _plain(taught: TaughtToken, noun_inside: bool) -> bool:
     noun = taught.class_noun
+    fewest, most = (1, 1) if noun_inside else (0 if noun.strip() else 1, MOST_VECTORS)
     return (
         bool(TOKEN.fullmatch(taught.token))
         and taught.token not in concepts.RESERVED_TOKENS
-        and 1 <= taught.vectors <= (1 if noun_inside else MOST_VECTORS)
+        and fewest <= taught.vectors <= most
         and not taught.layers
         and len(noun) <= 60
         and (noun == "" if noun_inside else bool(noun.strip()) or taught.kind == "style")
@@ -159,6 +162,7 @@ def _check_tensors(read: ReadWeights, base: BaseDescription) -> None:
         f"token.{taught.token}.{part}": taught.vectors
         for taught in manifest.tokens
         for part in ("learned", "start")
+        if taught.vectors
     }
     written = WRITES[manifest.method](manifest, base)
     if read.tensors.keys() != rows.keys() | written.keys():

@@ -52,6 +52,8 @@ def start(session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs
 def pin(session: Session, owner_id: str, body: TrainingCreate) -> TrainSpec:
     """The spec of a request."""
     card = _card(body.method)
+    if body.preset not in card.presets:
+        raise Invalid.at("/preset", f"{card.title} has no such preset.", code="unknown-preset")
     base = bases.choose(session, body.base)
     if card.name not in base.methods:
         raise Invalid.at(

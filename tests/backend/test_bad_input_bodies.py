@@ -115,6 +115,8 @@ TRAININGS: list[tuple[dict[str, Any], str]] = [
     ({"method": "magic"}, "/method"),
     ({"base": "sd99"}, "/base"),
     ({"preset": "fastest"}, "/preset"),
+    ({"preset": "faces", "method": "lora"}, "/preset"),
+    ({"params": {"prior": "borrowed"}}, "/params/prior"),
     ({"params": {"steps": 0}}, "/params/steps"),
     ({"params": {"steps": "many"}}, "/params/steps"),
     ({"params": {"steps": True}}, "/params/steps"),

@@ -57,6 +57,18 @@ def test_an_imported_file_is_a_version_that_prompts_use(
     assert client.delete(f"/api/v1/concepts/{concept['id']}?cascade=true").status_code == 204
 
 
+def test_a_category_taught_by_its_own_name_has_no_rows(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    gate = {"token": "gate", "class_noun": "moongate", "kind": "subject", "vectors": 0, "layers": []}
+    params = manifest()["params"] | {"word": "class-noun"}
+    data = {name: tensor for name, tensor in tensors().items() if not name.startswith("token.")}
+    made = sent(client, native(json.dumps(manifest(tokens=[gate], params=params)), data))
+    assert made["manifest"]["tokens"] == [gate]
+    spec = workshop.job(api.generate("a @gate", num_images=1)["id"]).spec
+    assert spec["text"] == "a <gate> moongate"
+
+
 def test_into_a_concept_that_is_named(client: TestClient, api: Api, workshop: Workshop) -> None:
     concept = api.concept("Rex")
     made = sent(client, native(), concept=concept["id"])
@@ -183,6 +195,7 @@ WITH_NOUN = {"tokens": [{"token": "mia", "class_noun": "dog", "kind": "subject"}
 SITE = "site__mid_block__attentions__0__transformer_blocks__0__attn2__to_k__delta"
 NOT_DOGS = {"token": "mia", "class_noun": "<dog>", "kind": "subject"}
 LAYERED = {"token": "mia", "class_noun": "dog", "kind": "subject", "vectors": 1, "layers": ["a", "b"]}
+NAMELESS = {"token": "ink", "class_noun": "", "kind": "style", "vectors": 0, "layers": []}
 HUGE = {"token": "mia", "class_noun": "dog", "kind": "subject", "vectors": 10**9}
 
 
@@ -223,6 +236,8 @@ CASES: list[tuple[str, Callable[[], bytes], int, str]] = [
     ("unknown method", changed(method="telepathy"), 422, "unknown-method"),
     ("a method that is not imported yet", changed(method="lora"), 422, "import-not-supported"),
     ("rows for layers", changed(tokens=[LAYERED]), 422, "weights-invalid"),
+    ("weight side", changed(side="weights", params={"train": "crossattn"}), 422, "import-not-supported"),
+    ("neither rows nor noun", changed(tokens=[NAMELESS]), 422, "weights-invalid"),
     ("wrong side", changed(side="weights"), 422, "weights-invalid"),
     ("wrong parameters", changed(params={"steps": -1}), 422, "weights-invalid"),
     ("other base", changed(base_hash="cd" * 32), 422, "other-base"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from backend.schemas.methods import CARDS
+from backend.schemas.trainings import Preset
 from tests.ml.teaching import everything, prepare, same, stark, teach
 from tests.ml.tiny_base import write_tiny_base
 from worker.ml.analysis import weight_change
@@ -34,6 +35,7 @@ from worker.ml.training.losses import masked_squared_error
 from worker.ml.training.trainee import Trainee
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "custom-diffusion": [{"train": "crossattn"}, {"word": "class-noun"}],
     "textual-inversion": [{"vectors": 2, "per_layer": True}],
     "lora": [
         {"attention": "key-value"},
@@ -47,7 +49,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "alpha": 6.0,
         },
     ],
-    "dreambooth": [{"text_encoder": True}],
+    "dreambooth": [{"text_encoder": True, "ema_decay": 0.9, "gradient_checkpointing": True}],
     "perfusion": [{"locking": "global"}],
     "svdiff": [{"layers": "key-value"}, {"layers": "cross", "text_encoder": True}],
 }
@@ -268,7 +270,7 @@ def test_zero_of_what_must_be_something_is_refused(method: str, name: str) -> No
 @pytest.mark.parametrize("method", CARDS)
 def test_presets_are_valid_parameters(method: str) -> None:
     card = CARDS[method]
-    assert set(card.presets) == {"quick", "balanced", "thorough"}
+    assert {"quick", "balanced", "thorough"} <= set(card.presets) <= set(get_args(Preset))
     for preset in card.presets.values():
         assert card.side(card.params_type.model_validate(preset)) in {"text", "weights"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from torch import Tensor
 from backend.schemas.methods.custom_diffusion import PRESETS, CustomDiffusionParams
 from tests.ml.teaching import prepare, stark, teach
 from worker.ml.concept_weights import ConceptWeights
+from worker.ml.conditioning import Prompt, text_kv
 from worker.ml.errors import InputInvalid, PromptTooLong, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import METHODS, ConceptExamples
 from worker.ml.run import InProcessRun
-from worker.ml.training.captions import class_prompts, photo_caption
+from worker.ml.training.augmentation import SMALL, ZOOMED
+from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
 from worker.ml.training.dataset import VIEWS_PER_PLAIN_PHOTO, build_bank, deal
-from worker.ml.training.loop import Progress, advance
+from worker.ml.training.loop import Progress, advance, train
 
 METHOD = METHODS["custom-diffusion"]
 
@@ -135,6 +138,8 @@ def test_captions() -> None:
     assert photo_caption("stark", "dog", "subject") == "photo of a <stark> dog"
     assert photo_caption("stark", "dog", "subject", "zoomed in") == "zoomed in photo of a <stark> dog"
     assert photo_caption("gate", "", "subject") == "photo of a <gate>"
+    assert photo_caption(None, "owl", "subject", "close up") == "close up photo of an owl"
+    assert photo_caption(None, "woodcut", "style") == "painting in the style of woodcut"
     assert photo_caption("ink", "", "style") == "painting in the style of <ink> art"
     assert (
         photo_caption("ink", "woodcut", "style", "close up")
@@ -208,6 +213,104 @@ def test_the_manifest_says_how_it_was_made(model: DiffusionModel, weights: Conce
     assert (manifest.base_hash, manifest.prediction_type) == (model.description.hash, "epsilon")
     assert (manifest.seed, manifest.steps, manifest.parents) == (7, 6, [])
     assert CustomDiffusionParams.model_validate(manifest.params).steps == 6
+
+
+def test_queries_and_outputs_train_too_and_nothing_else(
+    model: DiffusionModel, photos: list[Path], prior: Path
+) -> None:
+    """T3 of ``crossattn``: every parameter under ``attn2`` and V*; all start at no change and decay towards it."""
+    trainee = prepare(model, [stark(photos)], prior, train="crossattn", weight_decay=0.02)
+    matrices, words = trainee.groups
+    under = [name for name, _ in model.denoiser.named_parameters() if ".attn2." in name]
+    assert len(under) == 5 * 4
+    assert {file_key(name) for name in under} == matrices.tensors.keys()
+    assert words.tensors.keys() == {"token.stark.learned"}
+    assert all(not tensor.any() for tensor in matrices.tensors.values())
+    assert matrices.weight_decay == 0.02
+    assert trainee.alone
+
+
+def file_key(parameter: str) -> str:
+    return (
+        "site."
+        + parameter.removesuffix(".weight").replace(".bias", "")
+        + (".bias_delta" if parameter.endswith(".bias") else ".delta")
+    )
+
+
+def test_a_new_category_is_taught_by_its_plain_name(
+    model: DiffusionModel, photos: list[Path], tmp_path: Path
+) -> None:
+    """methods.md 4: no V* in captions or file; the base model's own nouns are preserved, the new one never."""
+    known = copy.copy(model)
+    nouns = ["dog", "teapot", "owl"]
+    known.description = model.description.model_copy(update={"class_nouns": nouns})  # type: ignore[misc]
+    gate = ConceptExamples("gate", "teapot", "subject", photos)
+    trainee = prepare(known, [gate], tmp_path, word="class-noun", prior_images=8)
+    assert not [name for name in trainee.tensors() if name.startswith("token.")]
+    seen = set()
+    for step in range(8):
+        rows = trainee.rows(step)
+        for place, is_prior in zip(rows.prompt_of_row, rows.prior, strict=True):
+            text = rows.prompts[place].text
+            assert "<" not in text
+            assert is_prior != ("teapot" in text)
+            seen.add(text.removeprefix("zoomed in ").removeprefix("close up "))
+    assert "photo of a teapot" in seen
+    assert "photo of a dog" in seen
+    weights = train(known, [trainee], InProcessRun())[0]
+    assert [(taught.vectors, taught.class_noun) for taught in weights.manifest.tokens] == [(0, "teapot")]
+    assert all(name.startswith("site.") for name in weights.tensors)
+    edits = ((METHOD.edit(known, weights), 1.0),)
+    with torch.no_grad():
+        named, plain = text_kv(
+            known, [Prompt(f"a {word} on the beach", edits) for word in ("<gate> teapot", "teapot")]
+        ).kv.keys[0]
+    assert torch.equal(named, plain)
+
+
+def test_a_new_category_needs_its_name_and_has_no_prior_where_the_base_names_nothing(
+    model: DiffusionModel, photos: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputInvalid, match="no class noun"):
+        prepare(model, [ConceptExamples("ink", "", "style", photos)], tmp_path, word="class-noun")
+    assert model.description.class_nouns == []
+    trainee = prepare(model, [stark(photos)], tmp_path, word="class-noun")
+    assert not any(trainee.rows(0).prior)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_style_is_captioned_as_paintings_and_preserves_art(
+    model: DiffusionModel, photos: list[Path], tmp_path: Path
+) -> None:
+    """methods.md 4, "Style": the augmentation and its words as for a subject."""
+    trainee = prepare(
+        model, [ConceptExamples("ink", "", "style", photos)], tmp_path, prior_images=8, batch_size=4
+    )
+    photo_texts, prior_texts = set(), set()
+    for step in range(12):
+        rows = trainee.rows(step)
+        for place, is_prior in zip(rows.prompt_of_row, rows.prior, strict=True):
+            (prior_texts if is_prior else photo_texts).add(rows.prompts[place].text)
+    assert prior_texts == {"painting in the style of art", "art"}
+    plain = "painting in the style of <ink> art"
+    assert plain in photo_texts
+    assert photo_texts - {plain} <= {f"{prefix} {plain}" for prefix in (*ZOOMED, *SMALL)}
+    assert len(photo_texts) > 2
+
+
+def test_others_than_the_new_class_are_preserved() -> None:
+    examples = ["a photo of {} on the beach", "no subject"]
+    assert other_class_prompts("gate", "subject", ["dog", "gate", "owl", "cat"], examples) == [
+        "photo of a dog",
+        "a photo of an owl on the beach",
+        "photo of a cat",
+    ]
+    assert other_class_prompts("gate", "subject", [], examples) == []
+    assert other_class_prompts("woodcut", "style", ["dog"], examples) == [
+        "painting in the style of art",
+        "art",
+    ]
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from worker.ml.methods import METHODS
 from worker.ml.methods.dreambooth import denoiser_parameters, encoder_parameters
 from worker.ml.run import InProcessRun
 from worker.ml.training.loop import Progress, advance, train
-from worker.ml.training.trainee import Trainee
+from worker.ml.training.optimiser import NamedAdamW, check_optimiser
+from worker.ml.training.trainee import Group, Trainee
 
 METHOD = METHODS["dreambooth"]
 
@@ -166,3 +168,95 @@ def test_weights_that_do_not_fit_are_refused(
     for use in (METHOD.edit, METHOD.installation, METHOD.deltas):
         with pytest.raises(WeightsInvalid, match=sentence):
             use(model, ConceptWeights(weights.manifest, held))
+
+
+def test_recomputed_activations_give_the_same_gradients_and_keep_fewer(
+    model: DiffusionModel, photos: list[Path], prior: Path
+) -> None:
+    gradients, kept = [], []
+    for recomputing in (False, True):
+        trainee = prepared(model, photos, prior, gradient_checkpointing=recomputing, max_grad_norm=100.0)
+        saved = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        with trainee.installed():
+            progress = Progress(trainee)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                advance(model, [progress], InProcessRun())
+        gradients.append({name: tensor.grad for name, tensor in progress.tensors.items()})
+        kept.append(saved)
+        assert not any(
+            getattr(module, "gradient_checkpointing", False) for module in model.denoiser.modules()
+        )
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_the_average_is_the_result_and_starts_from_the_base(
+    model: DiffusionModel, photos: list[Path], prior: Path
+) -> None:
+    """``e_n = d_n e + (1 - d_n) p_n`` with d_n = min(d, (1 + n) / (10 + n)), once more in numpy."""
+    options = {"steps": 4, "learning_rate": 1e-3, "text_encoder": True, "text_learning_rate": 1e-3}
+    trainee = prepared(model, photos, prior, ema_decay=0.3, **options)
+    names = ["site.conv_in.delta", "encoder.final_layer_norm.bias_delta", "token.stark.learned"]
+    with trainee.installed():
+        progress = Progress(trainee)
+        start = {name: progress.tensors[name].detach().double().numpy().copy() for name in names}
+        average = {name: each.copy() for name, each in start.items()}
+        for step in range(1, 5):
+            advance(model, [progress], InProcessRun())
+            decay = min(0.3, (1 + step) / (10 + step))
+            for name in names:
+                moved = progress.tensors[name].detach().double().numpy()
+                average[name] = decay * average[name] + (1 - decay) * moved
+        last = {name: progress.tensors[name].detach().clone() for name in names}
+        weights = trainee.result(4)
+        assert all(torch.equal(progress.tensors[name], last[name]) for name in names)
+    for name in names:
+        expected = torch.from_numpy(average[name] - (0 if name.startswith("token.") else start[name]))
+        torch.testing.assert_close(weights.tensors[name].double(), expected, rtol=2e-3, atol=1e-6)
+        assert not torch.allclose(last[name].double(), torch.from_numpy(average[name]), rtol=0.0, atol=1e-5)
+
+
+def test_eight_bits_are_refused_in_words_where_they_cannot_be(
+    model: DiffusionModel, photos: list[Path], prior: Path
+) -> None:
+    with pytest.raises(MethodUnsupported, match="needs a CUDA GPU"):
+        prepared(model, photos, prior, optimiser="adamw-8bit")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(MethodUnsupported, match="package bitsandbytes"):
+            check_optimiser("adamw-8bit", torch.device("cuda"))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None,
+    reason="needs a CUDA GPU and bitsandbytes",
+)
+def test_eight_bits_resume_as_if_undisturbed() -> None:
+    def made(start: Tensor) -> tuple[Tensor, NamedAdamW]:
+        tensor = start.cuda().requires_grad_(True)
+        return tensor, NamedAdamW([Group({"w": tensor}, 1e-2, 0.0)], "adamw-8bit")
+
+    def push(tensor: Tensor, optimiser: NamedAdamW, step: int) -> None:
+        tensor.grad = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(step)).cuda()
+        optimiser.step(1.0)
+
+    start = torch.zeros(128, 128)
+    whole, of_whole = made(start)
+    for step in range(6):
+        push(whole, of_whole, step)
+    cut, of_cut = made(start)
+    for step in range(3):
+        push(cut, of_cut, step)
+    resumed, of_resumed = made(cut.detach().cpu())
+    of_resumed.restore(of_cut.state())
+    for step in range(3, 6):
+        push(resumed, of_resumed, step)
+    assert torch.equal(resumed, whole)
+    assert any(part.dtype == torch.uint8 for part in of_resumed.state().values())

@@ -210,6 +210,8 @@ def token_change(weights: ConceptWeights) -> dict[str, float]:
     """``||V* - start|| / ||start||`` of each placeholder."""
     changes = {}
     for taught in weights.manifest.tokens:
+        if not taught.vectors:
+            continue
         start = weights.tensors[f"token.{taught.token}.start"].double()
         learned = weights.tensors[f"token.{taught.token}.learned"].double()
         norm = torch.linalg.vector_norm(start).clamp(min=TINY_NORM)

@@ -4,7 +4,7 @@ Header ``moongate``: the `WeightsManifest` as JSON; beside it ``modelspec.*`` an
 tools. Tensors:
 
 - ``token.<name>.learned`` and ``token.<name>.start`` [vectors, d_embedding], or [layers, vectors, d_embedding]
-  where the manifest names layers: V* and the row it started from;
+  where the manifest names layers: V* and the row it started from. Not there for a token of 0 vectors;
 - ``token.<name>.key``, ``.dual`` and, for Perfusion, ``.class_state`` [1, d]: the text state that a rank-one
   edit answers to;
 - ``site.<module path>.<part>``: what a method changes at a site; Custom Diffusion writes ``delta`` [o, d],
@@ -130,6 +130,7 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
         f"token.{taught.token}.{part}": [*([len(taught.layers)] if taught.layers else []), taught.vectors]
         for taught in manifest.tokens
         for part in ("learned", "start")
+        if taught.vectors
     }
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsInvalid(f"The tensor {missing[0]} is missing.")

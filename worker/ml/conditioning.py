@@ -320,9 +320,8 @@ def _encode_with_placeholders(
             model.token_ids(prompt.text, {name: ranges[at % len(ranges)] for name, ranges in own.items()})
             for at in range(copies[-1])
         ]
-    states = model.encode_prompts(
-        torch.tensor(ids), torch.cat([row.to(model.device, model.dtype) for row in rows])
-    ).states
+    joined = torch.cat([row.to(model.device, model.dtype) for row in rows])
+    states = model.encode_prompts(torch.tensor(ids), joined if len(joined) else None).states
     if len(states) == len(prompts):
         return list(states)
     parts = torch.split(states, copies)

@@ -6,13 +6,15 @@ very same ones back, so that removing a concept is exact to the bit by construct
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from worker.ml.conditioning import MatrixChange
 
@@ -31,6 +33,9 @@ class WeightEdit:
     denoiser: Mapping[str, MatrixChange] = field(default_factory=dict)
     text_encoder: Mapping[str, MatrixChange] = field(default_factory=dict)
 
+
+EXCHANGED = ("_parameters", "_forward_hooks", "_forward_pre_hooks")
+"""Where a module holds all that `replaced`, `added` and their like put into it."""
 
 Installation = tuple[tuple[WeightEdit, float], ...]
 """Edits with their scales. Rows of one batch of the denoiser share it: they are grouped by it."""
@@ -62,6 +67,51 @@ def _summed(
             dense = change.dense().to(before.device)
             summed[name] = (before.float() + scale * dense.float()).to(before.dtype)
     return summed
+
+
+class Untouched:
+    """The parameters and hooks of modules as they are now, to be looked at again while something is installed."""
+
+    def __init__(self, *roots: torch.nn.Module) -> None:
+        self._held = [
+            (module, {kind: copy.copy(vars(module)[kind]) for kind in EXCHANGED})
+            for root in roots
+            for module in root.modules()
+        ]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, the modules are as they were when this was made; afterwards as they were before. No gradient."""
+        installed_now = [{kind: vars(module)[kind] for kind in EXCHANGED} for module, _ in self._held]
+        try:
+            for module, held in self._held:
+                vars(module).update(held)
+            with torch.no_grad():
+                yield
+        finally:
+            for (module, _), now in zip(self._held, installed_now, strict=True):
+                vars(module).update(now)
+
+
+@contextmanager
+def added(changes: Mapping[torch.nn.Module, tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+    """While open, each Linear's output is ``W x + b + (dW x + db)``, differentiable in dW [o, d] and db [o]; then as
+    before. For changes that are being trained: what is trained is the change, so a decay pulls towards the base model.
+    """
+
+    def hook(change: tuple[Tensor, Tensor | None]) -> Any:
+        def add(_: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            weight, bias = change
+            return output + functional.linear(arguments[0].to(weight.dtype), weight, bias).to(output.dtype)
+
+        return add
+
+    handles = [module.register_forward_hook(hook(change)) for module, change in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

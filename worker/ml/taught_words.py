@@ -31,12 +31,19 @@ def rare_rows(model: DiffusionModel, tokens: Sequence[str]) -> dict[str, TokenRo
     return {token: TokenRows(row.clone(), row.clone()) for token, row in zip(tokens, starts, strict=True)}
 
 
+def wordless(model: DiffusionModel, tokens: Sequence[str]) -> dict[str, TokenRows]:
+    """No row for any of the placeholders, [0, d]: in a text the class noun behind them stands alone."""
+    none = model.initial_rows(1).float()[:0]
+    return {token: TokenRows(none, none) for token in tokens}
+
+
 def token_tensors(rows: Mapping[str, TokenRows]) -> dict[str, Tensor]:
     """Tensors of the weights file, fp32 on the CPU: ``token.<name>.start`` and ``.learned``."""
     parts = {
         f"token.{name}.{part}": tensor
         for name, each in rows.items()
         for part, tensor in (("start", each.start), ("learned", each.learned))
+        if each.vectors
     }
     return {name: tensor.detach().cpu().float().clone() for name, tensor in parts.items()}
 
@@ -47,8 +54,11 @@ def taught_rows(model: DiffusionModel, weights: ConceptWeights) -> dict[str, Tok
     """
     width = model.initial_rows(1).shape[1]
     layers = [layer.name for layer in model.cross_attention()]
-    rows = {}
+    rows: dict[str, TokenRows] = {}
     for taught in weights.manifest.tokens:
+        if not taught.vectors:
+            rows |= wordless(model, [taught.token])
+            continue
         start, learned = (weights.tensors[f"token.{taught.token}.{part}"] for part in ("start", "learned"))
         if start.shape[-1] != width or learned.shape[-1] != width:
             raise WeightsInvalid(

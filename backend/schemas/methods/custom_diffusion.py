@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Flip,
@@ -22,6 +23,23 @@ from backend.schemas.strict import Strict
 class CustomDiffusionParams(Strict):
     """Hyper-parameters; the paper's values for SD 1.x stand in the descriptions (methods.md 4)."""
 
+    train: Annotated[
+        Literal["kv", "crossattn"],
+        Field(
+            description=(
+                "kv: keys and values; crossattn: queries and outputs too, for faces with few photos, weight side"
+            )
+        ),
+    ] = "kv"
+    word: Annotated[
+        Literal["placeholder", "class-noun"],
+        Field(
+            description=(
+                "placeholder: a new word before the class noun; "
+                "class-noun: the noun itself, where the base model lacks the category"
+            )
+        ),
+    ] = "placeholder"
     steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (paper: 250)")] = 250
     batch_size: BatchSize = 4
     learning_rate: Annotated[
@@ -33,6 +51,7 @@ class CustomDiffusionParams(Strict):
     weight_decay: Annotated[
         float, Field(ge=0, le=1, description="AdamW decay of the matrices' change (paper: 1e-2)")
     ] = 0.01
+    prior: Prior = "generated"
     prior_weight: PriorWeight = 1.0
     prior_images: PriorImages = 24
     prior_steps: PriorSteps = 12
@@ -41,17 +60,24 @@ class CustomDiffusionParams(Strict):
     max_grad_norm: MaxGradNorm = 1.0
     preview_every: PreviewEvery = 50
 
+    @property
+    def new_category(self) -> bool:
+        """The class noun is what is taught: there is no V*."""
+        return self.word == "class-noun"
 
-PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+
+PRESETS: dict[Literal["quick", "balanced", "thorough", "faces"], dict[str, Any]] = {
     "quick": {"steps": 150, "prior_images": 16, "prior_steps": 10},
     "balanced": {"steps": 300},
     "thorough": {"steps": 800, "prior_images": 48, "prior_steps": 20, "learning_rate": 1e-4},
+    "faces": {"train": "crossattn", "steps": 900, "learning_rate": 1e-4, "augment": False, "flip": False},
 }
+"""Faces: all of the cross-attention, half the rate and three times the steps of the others, photos as they are."""
 
 
 def side(params: CustomDiffusionParams) -> Literal["text", "weights"]:
-    """Only keys, values and the token change, so the concept is text side whatever the parameters."""
-    return "text"
+    """Only keys, values and the token change: text side; queries and outputs depend on the picture."""
+    return "text" if params.train == "kv" else "weights"
 
 
 CARD = MethodCard(

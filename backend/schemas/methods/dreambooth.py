@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Flip,
@@ -33,9 +34,28 @@ class DreamBoothParams(Strict):
     text_learning_rate: Annotated[
         float, Field(gt=0, le=0.1, description="of the text encoder and the word (usual: 2e-6)")
     ] = 2e-6
+    prior: Prior = "generated"
     prior_weight: PriorWeight = 1.0
     prior_images: PriorImages = 200
     prior_steps: PriorSteps = 12
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(description="compute activations again in the backward pass: less memory, a third more time"),
+    ] = False
+    ema_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="result: a moving average of the weights, not the last ones; 0: off (usual: 0.999)",
+        ),
+    ] = 0.0
+    optimiser: Annotated[
+        Literal["adamw", "adamw-8bit"],
+        Field(
+            description="adamw-8bit: a quarter of the optimiser's memory; needs a CUDA GPU and bitsandbytes"
+        ),
+    ] = "adamw"
     flip: Flip = True
     max_grad_norm: MaxGradNorm = 1.0
     preview_every: PreviewEvery = 50

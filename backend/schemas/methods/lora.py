@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Flip,
@@ -48,6 +49,7 @@ class LoraParams(Strict):
         float, Field(gt=0, le=1.0, description="of the word's vector (usual: 5e-4)")
     ] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the change")] = 0.01
+    prior: Prior = "generated"
     prior_weight: PriorWeight = 0.0
     prior_images: PriorImages = 24
     prior_steps: PriorSteps = 12

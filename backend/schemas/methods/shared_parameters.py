@@ -13,7 +13,7 @@ PriorWeight = Annotated[
 PriorImages = Annotated[int, Field(ge=0, le=1000, description="generated class images (papers: 200 to 1000)")]
 PriorSteps = Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")]
 Flip = Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")]
-MaxGradNorm = Annotated[float, Field(gt=0, le=100)]
+MaxGradNorm = Annotated[float, Field(gt=0, le=100, description="gradients are clipped to this norm")]
 PreviewEvery = Annotated[
     int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Flip,
@@ -41,6 +42,7 @@ class SVDiffParams(Strict):
     text_learning_rate: Annotated[
         float, Field(gt=0, le=1.0, description="of the text encoder's singular values (usual: 1e-3)")
     ] = 1e-3
+    prior: Prior = "generated"
     prior_weight: PriorWeight = 1.0
     prior_images: PriorImages = 200
     prior_steps: PriorSteps = 12

@@ -17,7 +17,8 @@ are "a [V] dog" and "a dog", ours are those of the other methods, so that all sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,9 +32,12 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit, replaced
 from worker.ml.run import Run
 from worker.ml.taught_words import rare_rows, taught_rows
+from worker.ml.training.averaging import averaged
 from worker.ml.training.dreambooth_recipe import Recipe
 from worker.ml.training.lessons import ConceptExamples
+from worker.ml.training.optimiser import check_optimiser
 from worker.ml.training.provenance import check_base
+from worker.ml.training.recomputing import recomputed
 from worker.ml.training.trainee import Group, Trainee
 
 STORED = torch.float16
@@ -61,6 +65,7 @@ class DreamBooth:
             raise MethodUnsupported(
                 f"{CARD.title} trains in single precision; this base model is loaded in half."
             )
+        check_optimiser(params.optimiser, model.device)
         edit = TextEdit(rare_rows(model, [concept.token for concept in concepts]), {})
         lessons = recipe.lessons(edit, prior_dir, run)
         base = {"site": denoiser_parameters(model), "encoder": {}}
@@ -84,6 +89,7 @@ class DreamBooth:
             with (
                 replaced(model.denoiser, copies["site"]),
                 replaced(model.text_encoder, copies["encoder"]),
+                recomputed(model.denoiser) if params.gradient_checkpointing else nullcontext(),
             ):
                 yield
 
@@ -94,7 +100,8 @@ class DreamBooth:
                 for (path, trained), key in zip(parameters.items(), _keyed(part, parameters), strict=True)
             }
 
-        return recipe.trainee(edit, lessons, groups, learned, in_their_places)
+        trainee = recipe.trainee(edit, lessons, groups, learned, in_their_places)
+        return averaged(replace(trainee, optimiser=params.optimiser), params.ema_decay)
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
         differences(model, weights)

@@ -1,7 +1,8 @@
 """What photos and prior images are called (methods.md 4, "Data and prompts").
 
-Subject: "photo of a <token> dog", or "photo of a <token>" where the category itself is new. Style: "painting
-in the style of <token> art". A prefix of the augmentation comes first: "zoomed in photo of a <token> dog".
+Subject: "photo of a <token> dog". Style: "painting in the style of <token> art". Where the category itself is new its
+plain name is taught, without a token: "photo of a moongate". A prefix of the augmentation comes first: "zoomed in
+photo of a <token> dog".
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ STYLE_NOUN = "art"
 ARTICLE = re.compile(r"\b(an?|the|one|my|his|her|their)(\s+\w+)?\s*$", re.IGNORECASE)
 
 
-def photo_caption(token: str, class_noun: str, kind: Literal["subject", "style"], prefix: str = "") -> str:
-    """Caption of a photo, placeholder as ``<token>``."""
+def photo_caption(
+    token: str | None, class_noun: str, kind: Literal["subject", "style"], prefix: str = ""
+) -> str:
+    """Caption of a photo, placeholder as ``<token>``; without a token the class noun alone."""
     if kind == "style":
-        plain = f"painting in the style of <{token}> {class_noun or STYLE_NOUN}"
+        word = "" if token is None else f"<{token}> "
+        plain = f"painting in the style of {word}{class_noun or STYLE_NOUN}"
+    elif token is None:
+        plain = f"photo of {with_article(class_noun)}"
     else:
         plain = f"photo of a <{token}> {class_noun}".rstrip()
     return f"{prefix} {plain}".lstrip()
@@ -39,6 +45,21 @@ def class_prompts(class_noun: str, kind: Literal["subject", "style"], examples: 
         f"photo of {with_article(class_noun)}",
         *(_filled(example, class_noun) for example in examples if "{}" in example),
     ]
+
+
+def other_class_prompts(
+    class_noun: str, kind: Literal["subject", "style"], nouns: Sequence[str], examples: Sequence[str]
+) -> list[str]:
+    """Like `class_prompts` where the class itself is new: the base knows no picture of it that could be preserved.
+
+    What stands above it is preserved instead: art for a style; for a subject the things that the base draws well
+    (``nouns``), each in another of the surroundings. Empty where the base names none.
+    """
+    if kind == "style":
+        return class_prompts("", kind, examples)
+    places = ["photo of {}", *(example for example in examples if "{}" in example)]
+    known = [noun for noun in nouns if noun.lower() != class_noun.lower()]
+    return [_filled(places[at % len(places)], noun) for at, noun in enumerate(known)]
 
 
 def without_noun(text: str, token: str, class_noun: str) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.prior_source import Prior
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.families.base import DiffusionModel
@@ -44,6 +45,8 @@ class RecipeParams(Protocol):
     def batch_size(self) -> int: ...
     @property
     def text_encoder(self) -> bool: ...
+    @property
+    def prior(self) -> Prior: ...
     @property
     def prior_weight(self) -> float: ...
     @property
@@ -87,6 +90,7 @@ class Recipe:
             self.concepts,
             augment=False,
             flip=params.flip,
+            prior=params.prior,
             prior_images=params.prior_images if params.prior_weight > 0 else 0,
             prior_steps=params.prior_steps,
             seed=self.seed,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worker.ml.conditioning import Conditioning, text_kv
+from worker.ml.conditioning import Conditioning, Prompt, text_kv
 from worker.ml.errors import DeviceMemoryShort
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
@@ -118,6 +118,7 @@ def _row_losses(
         x_t, t, target = model.noised(rows.latents, rng(trainee.seed, "noise", progress.done))
         noisy.append(x_t[part])
         timesteps.append(t[part])
+        target = _with_own_predictions(model, progress, rows, part, (x_t, t, target))
         targets.append(target[part])
         masks.append(rows.masks[part])
         texts = text_kv(
@@ -141,3 +142,28 @@ def _row_losses(
         ]
         losses = losses * torch.cat(weights)
     return list(torch.split(losses, [len(part) for part in timesteps]))
+
+
+def _with_own_predictions(
+    model: DiffusionModel,
+    progress: Progress,
+    rows: Rows,
+    part: slice,
+    noised: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """The target [B, C, h, w] of ``noised``, with the base model's own predictions for those prior rows that ``part``
+    holds.
+    """
+    noisy, timesteps, target = noised
+    preserved = [row for row in range(len(rows.prior))[part] if rows.prior[row]]
+    if rows.untouched is None or not preserved:
+        return target
+    texts = list(dict.fromkeys(rows.prompts[rows.prompt_of_row[row]].text for row in preserved))
+    place = torch.tensor(preserved, device=target.device)
+    with rows.untouched.in_place():
+        read = text_kv(model, [Prompt(text) for text in texts], cache=progress.base_states)
+        conditioning = read.rows(
+            [texts.index(rows.prompts[rows.prompt_of_row[row]].text) for row in preserved]
+        )
+        predicted = model.predict(noisy[place], timesteps[place], conditioning)
+    return target.index_copy(0, place, predicted.to(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Literal
 
 import torch
 
+from backend.schemas.methods.prior_source import PriorSource
 from worker.ml.conditioning import Prompt, TextEdit
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import Untouched
 from worker.ml.run import Run
 from worker.ml.training.augmentation import SMALL, ZOOMED
-from worker.ml.training.captions import class_prompts, photo_caption
+from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
+from worker.ml.training.retrieval import retrieve_prior
 from worker.ml.training.trainee import Rows
 
 
@@ -33,12 +37,22 @@ class ConceptExamples:
 
 
 @dataclass(frozen=True, eq=False)
+class PriorPrediction:
+    """A prior without images: on these captions the base model's own prediction shall stay what it was. It is asked
+    at the noised photos of the step (Li and Hoiem 2016, arXiv 1606.09282, "Learning without Forgetting").
+    """
+
+    captions: tuple[str, ...]
+    untouched: Untouched
+
+
+@dataclass(frozen=True, eq=False)
 class Lesson:
     """What one concept is taught from."""
 
     concept: ConceptExamples
     bank: Bank
-    prior: PriorImages | None
+    prior: PriorImages | PriorPrediction | None
 
 
 Caption = Callable[[Lesson, str, int], str]
@@ -63,15 +77,26 @@ def check_texts(
         model.token_ids(text, virtual)
 
 
-def plain_captions(concepts: Sequence[ConceptExamples], *, augment: bool) -> list[str]:
-    """Every caption that `plain_caption` can give to these concepts."""
+def plain_captions(
+    concepts: Sequence[ConceptExamples], *, augment: bool, new_category: bool = False
+) -> list[str]:
+    """Every caption that `plain_caption` can give to these concepts; with ``new_category`` `noun_caption`."""
     prefixes = ("", *ZOOMED, *SMALL) if augment else ("",)
-    return [photo_caption(c.token, c.class_noun, c.kind, prefix) for c in concepts for prefix in prefixes]
+    return [
+        photo_caption(None if new_category else c.token, c.class_noun, c.kind, prefix)
+        for c in concepts
+        for prefix in prefixes
+    ]
 
 
 def plain_caption(lesson: Lesson, prefix: str, place: int) -> str:
     """A `Caption`: "photo of a <token> dog", whatever the place."""
     return photo_caption(lesson.concept.token, lesson.concept.class_noun, lesson.concept.kind, prefix)
+
+
+def noun_caption(lesson: Lesson, prefix: str, place: int) -> str:
+    """A `Caption` without a token: "photo of a moongate"."""
+    return photo_caption(None, lesson.concept.class_noun, lesson.concept.kind, prefix)
 
 
 def prepare_lessons(
@@ -80,23 +105,46 @@ def prepare_lessons(
     *,
     augment: bool,
     flip: bool,
+    prior: PriorSource = "generated",
     prior_images: int,
     prior_steps: int,
     seed: int,
     prior_dir: Path,
     run: Run,
+    new_category: bool = False,
 ) -> list[Lesson]:
-    """Encodes photos and makes or finds prior images; ``prior_images`` 0: none. Raises `InputInvalid`."""
+    """Encodes photos and makes or finds prior images; ``prior_images`` 0: none. Raises `InputInvalid`. To be called
+    before anything is installed: the prior is the base model's.
+
+    ``new_category``: the class noun is what is taught, so the prior images are of others (`other_class_prompts`).
+    """
     lessons = []
     for concept in concepts:
         if not concept.photos:
             raise InputInvalid(f"The concept {concept.token} has no photos.")
-        prompts = class_prompts(concept.class_noun, concept.kind, model.description.example_prompts)
-        prior = (
-            ensure_prior(model, prompts, count=prior_images, steps=prior_steps, cache_dir=prior_dir, run=run)
-            if prompts and prior_images > 0
-            else None
+        noun, kind, base = concept.class_noun, concept.kind, model.description
+        prompts = (
+            other_class_prompts(noun, kind, base.class_nouns, base.example_prompts)
+            if new_category
+            else class_prompts(noun, kind, base.example_prompts)
         )
+        kept: PriorImages | PriorPrediction | None = None
+        if (prompts or (prior == "folder" and noun)) and prior_images > 0:
+            if prior == "generated":
+                kept = ensure_prior(
+                    model, prompts, count=prior_images, steps=prior_steps, cache_dir=prior_dir, run=run
+                )
+            elif prior == "folder":
+                kept = _retrieved(
+                    model,
+                    concept,
+                    new_category=new_category,
+                    count=prior_images,
+                    cache_dir=prior_dir,
+                    run=run,
+                )
+            elif prior == "prediction":
+                kept = PriorPrediction(tuple(prompts), Untouched(model.denoiser, model.text_encoder))
         bank = build_bank(
             model,
             concept.photos,
@@ -106,8 +154,34 @@ def prepare_lessons(
             flip=flip,
             run=run,
         )
-        lessons.append(Lesson(concept, bank, prior))
+        lessons.append(Lesson(concept, bank, kept))
     return lessons
+
+
+def _retrieved(
+    model: DiffusionModel,
+    concept: ConceptExamples,
+    *,
+    new_category: bool,
+    count: int,
+    cache_dir: Path,
+    run: Run,
+) -> PriorImages:
+    """What is nearest to "photo of a dog"; where the class is new, only what does not claim to show it already."""
+    noun = concept.class_noun
+
+    def may_say(caption: str) -> bool:
+        return not (new_category and re.search(rf"(?<!\w){re.escape(noun)}", caption, re.IGNORECASE))
+
+    return retrieve_prior(
+        model,
+        photo_caption(None, noun, concept.kind),
+        count=count,
+        photos=concept.photos,
+        cache_dir=cache_dir,
+        run=run,
+        may_say=may_say,
+    )
 
 
 def deal_lessons(
@@ -137,7 +211,7 @@ def deal_lessons(
         if lesson.prior is not None:
             kept = lesson.prior
             drawn = deal(kept.captions, seed, f"prior/{concept.token}", **places, together=PRIOR_TOGETHER)
-            latents.append(kept.latents[drawn])
+            latents.append(kept.latents[drawn] if isinstance(kept, PriorImages) else bank.latents[dealt])
             masks.append(torch.ones_like(masks[-1]))
             captions += [kept.captions[entry] for entry in drawn]
             prior += [True] * turns
@@ -148,4 +222,7 @@ def deal_lessons(
         prompts=[Prompt(each, edits) for each in distinct],
         prompt_of_row=[distinct.index(each) for each in captions],
         prior=prior,
+        untouched=next(
+            (each.prior.untouched for each in lessons if isinstance(each.prior, PriorPrediction)), None
+        ),
     )

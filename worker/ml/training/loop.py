@@ -40,9 +40,10 @@ class Progress:
     def __init__(self, trainee: Trainee) -> None:
         self.trainee = trainee
         self.tensors = trainee.tensors()
-        self.optimiser = NamedAdamW(trainee.groups)
+        self.optimiser = NamedAdamW(trainee.groups, trainee.optimiser)
         self.watch = LossWatch()
         self.states: StatesCache = {}
+        self.base_states: StatesCache = {}  # of the untouched text encoder, whatever the trainee does to it
         self.done = 0
         self.learning_rate_scale = 1.0
         self.parts = 1  # of each batch; more once the device was too small for a whole one

@@ -54,7 +54,7 @@ def ensure_prior(
     directory.mkdir(parents=True, exist_ok=True)
     count = -(-count // CHUNK) * CHUNK
     captions = tuple(prompts[index // CHUNK % len(prompts)] for index in range(count))
-    found = {index: _read(directory / f"{index}.safetensors", model) for index in range(count)}
+    found = {index: read_latents(directory / f"{index}.safetensors", model) for index in range(count)}
     chunks = [
         first
         for first in range(0, count, CHUNK)
@@ -80,7 +80,7 @@ def ensure_prior(
         index = indices[place]
         if found[index] is None:
             found[index] = latents.cpu()
-            _write(directory / f"{index}.safetensors", latents, captions[index])
+            write_latents(directory / f"{index}.safetensors", latents, captions[index])
     kept = [latents for latents in found.values() if latents is not None]
     return PriorImages(torch.stack(kept).to(model.device), captions)
 
@@ -102,7 +102,7 @@ def prior_key(model: DiffusionModel, prompts: Sequence[str], steps: int) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, model: DiffusionModel) -> Tensor | None:
+def read_latents(path: Path, model: DiffusionModel) -> Tensor | None:
     """The latents of a cached file, or None where it is missing or not what it should be."""
     side = model.description.resolution // model.cell
     try:
@@ -113,7 +113,7 @@ def _read(path: Path, model: DiffusionModel) -> Tensor | None:
     return latents if fits else None
 
 
-def _write(path: Path, latents: Tensor, caption: str) -> None:
+def write_latents(path: Path, latents: Tensor, caption: str) -> None:
     """Atomic: readers see the whole file or none."""
     staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     content = safetensors.torch.save({"latents": latents.cpu().contiguous()}, metadata={"caption": caption})

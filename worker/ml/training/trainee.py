@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt
+from worker.ml.installation import Untouched
 from worker.ml.run import PreviewImage, Run
+
+OptimiserName = Literal["adamw", "adamw-8bit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +31,8 @@ class Rows:
     """One step's rows of the denoiser's batch.
 
     latents [B, C, h, w]; masks [B, 1, h, w] in {0, 1}, the cells that count; ``prompts``: the distinct texts;
-    ``prompt_of_row`` [B] indexes them; ``prior`` [B]: the row belongs to the prior term.
+    ``prompt_of_row`` [B] indexes them; ``prior`` [B]: the row belongs to the prior term. ``untouched``: the targets of
+    the prior rows are what this model predicts for them, and not the noise that was drawn.
     """
 
     latents: Tensor
@@ -35,6 +40,7 @@ class Rows:
     prompts: Sequence[Prompt]
     prompt_of_row: Sequence[int]
     prior: Sequence[bool]
+    untouched: Untouched | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,8 @@ class Trainee:
     stand. ``result(steps)`` packs them. ``installed()`` is open during training, for trainees whose tensors
     are the denoiser's own. ``constrain()`` runs after every optimiser step; ``measures()`` are further numbers
     to report with it. ``trains_text_encoder``: text states change from step to step. ``followers`` are tensors without
-    a gradient that ``constrain`` changes: with the trained ones they are what a checkpoint holds (ADR 7).
+    a gradient that ``constrain`` changes: with the trained ones they are what a checkpoint holds (ADR 7). For
+    ``optimiser`` see `worker.ml.training.optimiser`.
     """
 
     unit: str
@@ -67,6 +74,7 @@ class Trainee:
     constrain: Callable[[], None] = lambda: None
     measures: Callable[[], Mapping[str, float]] = dict
     followers: Mapping[str, Tensor] = field(default_factory=dict)
+    optimiser: OptimiserName = "adamw"
 
     @property
     def alone(self) -> bool:
