@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, ImmutableMultiDict, UploadFile
 
 from backend.auth import current_owner
 from backend.errors import AppError, Invalid, NotFound
@@ -57,8 +57,8 @@ ItemId = Annotated[str, Depends(checked_id)]
 Form = Annotated[FormData, Depends(form_of)]
 
 
-def text(form: FormData, name: str) -> str:
-    """A field as text; absent and file fields are empty."""
+def text(form: ImmutableMultiDict[str, Any], name: str) -> str:
+    """A field of a form or of a query as text; absent and file fields are empty."""
     value = form.get(name, "")
     return value.strip() if isinstance(value, str) else ""
 

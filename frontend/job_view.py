@@ -44,6 +44,11 @@ def headline(job: Job, taught: Iterable[Concept] = ()) -> str:
     return phrases.kind(job.kind)
 
 
+def method_title(job: Job) -> str:
+    """The method that a training learns with; empty for other jobs."""
+    return phrases.method(str(job.request.get("method", ""))) if job.kind == "train" else ""
+
+
 def sentence(job: Job) -> str:
     """How it stands: ``Training: step 240 of 600, about 40 s left``."""
     if job.state == "queued":

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.schemas.methods import CARDS
+
 JOB_STATES = {
     "blocked": "waits for another job",
     "queued": "waiting",
@@ -95,6 +97,11 @@ def kind(name: str) -> str:
     return JOB_KINDS.get(name, name.capitalize())
 
 
+def method(name: str) -> str:
+    """The title of a method: ``Custom Diffusion`` for ``custom-diffusion``; an unknown one by its name."""
+    return CARDS[name].title if name in CARDS else name
+
+
 def with_article(noun: str) -> str:
     """``a dog``, ``an owl``."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
@@ -141,4 +148,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "state": state,
     "kind": kind,
+    "method": method,
 }

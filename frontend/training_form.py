@@ -1,137 +1,110 @@
-"""The form that starts a training: presets with their forecast, and fields generated from the method's schema."""
+"""The form that starts a training: a method, its presets with their forecast, and fields from the method's schema."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from backend.errors import AppError
+from backend.errors import AppError, Invalid
+from backend.schemas.bases import BaseModelInfo
 from backend.schemas.concepts import Concept
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
+from backend.schemas.problems import FieldError
 from backend.schemas.trainings import TrainingCreate
-from backend.services import bases, consent, trainings
-from frontend.asking import text
-
-METHOD = "custom-diffusion"
-PREFIX = "param."
-BY_PRESET = "by preset"
-PRESETS = ("quick", "balanced", "thorough")
-DEFAULT_PRESET = "quick"
+from backend.services import bases, consent, method_params
+from frontend import method_choice, method_fields, phrases
+from frontend.asking import beside_fields, text, valid
+from frontend.method_choice import DEFAULT_PRESET, USUAL
+from frontend.method_fields import PREFIX, Given
 
 
-@dataclass(frozen=True)
-class PresetView:
-    """A preset as a card: what it does, and about how long it takes here."""
-
-    name: str
-    steps: int
-    prior_images: int
-    expected_s: float | None
-    basis: str
-
-
-@dataclass(frozen=True)
-class ParameterView:
-    """One field of the advanced fold; ``value`` is what an empty one means, ``by preset`` where the presets differ."""
-
-    name: str
-    title: str
-    description: str
-    type: str
-    value: Any
-    given: str
-    step: str
-    minimum: float | None
-    maximum: float | None
-
-
-def view(
-    session: Session, owner: str, concept: Concept, *, chosen: str, given: dict[str, str]
-) -> dict[str, Any]:
-    """Everything the template of the form needs."""
-    card = CARDS[METHOD]
-    fields = [_parameter(card, name, schema, given) for name, schema in _properties(card).items()]
+def view(session: Session, concept: Concept, given: Given, errors: dict[str, str]) -> dict[str, Any]:
+    """Everything the template of the form needs. ``given`` is the page's query, or the form that came back."""
+    known = bases.list_all(session)
+    base = _base(known, text(given, "base"))
+    choices = method_choice.choices([base] if base else [], text(given, "method"))
+    chosen = next(choice for choice in choices if choice.chosen)
+    card = CARDS[chosen.name]
+    presets = method_choice.presets(session, card, base.id if base else None)
+    preset = text(given, "preset")
     return {
-        "method": card,
-        "bases": bases.list_all(session),
-        "presets": [_preset(session, owner, concept, card, name) for name in PRESETS],
-        "chosen": chosen if chosen in PRESETS else DEFAULT_PRESET,
-        "fields": fields,
-        "field_keys": [PREFIX + field.name for field in fields],
+        "method": chosen,
+        "methods": choices,
+        "bases": known,
+        "base": base,
+        "address": lambda **changes: _address(concept.id, base if len(known) > 1 else None, changes),
+        "presets": presets,
+        "chosen": preset if preset in card.presets else DEFAULT_PRESET,
+        "fields": method_fields.fields(card, given),
+        "opened": any(key.startswith(PREFIX) or key in ("seed", "params") for key in errors),
+        "seed": text(given, "seed"),
+        "agreed": bool(text(given, "consent")),
         "needs_consent": concept.consent is None and consent.shows_person(concept.kind, concept.class_noun),
-        "missing": _missing(card, len(concept.photos)),
+        "missing": chosen.reason or _missing(card, len(concept.photos)),
     }
 
 
 def wanted(concept_id: str, form: FormData) -> dict[str, Any]:
     """The fields of a ``TrainingCreate``; parameters left empty take the preset's value."""
-    properties = _properties(CARDS[METHOD])
-    params: dict[str, Any] = {}
-    for name, schema in properties.items():
-        value = text(form, PREFIX + name)
-        if schema.get("type") == "boolean":
-            if value and (value == "true") != schema.get("default"):
-                params[name] = value == "true"
-        elif value:
-            params[name] = _number(value)
-    body: dict[str, Any] = {"concepts": [concept_id], "method": METHOD, "params": params}
+    method = text(form, "method") or USUAL
+    body: dict[str, Any] = {"concepts": [concept_id], "method": method}
     for name in ("preset", "base", "seed"):
         if value := text(form, name):
             body[name] = value
+    if card := CARDS.get(method):
+        body["params"] = method_fields.wanted(card, text(form, "preset"), form)
     return body
 
 
-def _number(value: str) -> int | float | str:
-    """A number where it is one; the schema says what is wrong with the rest."""
-    for kind in (int, float):
+def request(concept_id: str, form: FormData) -> TrainingCreate:
+    """What the form asks for. Invalid with everything that is wrong with its fields and parameters at once."""
+    values = wanted(concept_id, form)
+    card, preset = CARDS.get(values["method"]), values.get("preset", DEFAULT_PRESET)
+    found: list[FieldError] = []
+    if card and preset in card.presets:
         try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
-
-
-def _properties(card: MethodCard) -> dict[str, dict[str, Any]]:
-    properties: dict[str, dict[str, Any]] = card.params_type.model_json_schema()["properties"]
-    return properties
-
-
-def _parameter(card: MethodCard, name: str, schema: dict[str, Any], given: dict[str, str]) -> ParameterView:
-    key, boolean = PREFIX + name, schema.get("type") == "boolean"
-    default = schema.get("default")
-    differs = not boolean and any(preset.get(name, default) != default for preset in card.presets.values())
-    return ParameterView(
-        name=name,
-        title=name.replace("_", " ").capitalize(),
-        description=schema.get("description", "").capitalize(),
-        type=schema.get("type", "string"),
-        value=given[key] == "true" if boolean and key in given else BY_PRESET if differs else default,
-        given=given.get(key, ""),
-        step="1" if schema.get("type") == "integer" else "any",
-        minimum=schema.get("minimum"),
-        maximum=schema.get("maximum"),
-    )
-
-
-def _preset(session: Session, owner: str, concept: Concept, card: MethodCard, name: str) -> PresetView:
-    """From a forecast where one can be made, else from the numbers of the preset."""
-    params = card.params_type(**card.presets[name])
-    steps, prior = getattr(params, "steps", 0), getattr(params, "prior_images", 0)
-    body = TrainingCreate.model_validate({"concepts": [concept.id], "method": card.name, "preset": name})
+            method_params.checked(card, preset, values["params"])
+        except AppError as error:
+            found += error.errors
     try:
-        forecast = trainings.forecast(session, owner, body)
-    except AppError:
-        return PresetView(name, steps, prior, None, "")
-    return PresetView(name, forecast.steps, forecast.prior_images, forecast.expected_s, forecast.basis)
+        body = valid(TrainingCreate, values)
+    except AppError as error:
+        raise Invalid(errors=[*error.errors, *found]) from None
+    if found:
+        raise Invalid(errors=found)
+    return body
+
+
+def beside(form: FormData, error: AppError) -> dict[str, str]:
+    """What is wrong, by the name of the field it stands beside."""
+    if error.code == "consent-required":
+        return {"consent": consent.REASON}
+    said = beside_fields(error)
+    card = CARDS.get(text(form, "method") or USUAL)
+    return {**said, **method_fields.beside(card, error)} if card else said
+
+
+def _base(known: list[BaseModelInfo], wanted: str) -> BaseModelInfo | None:
+    """The base that is wanted, else the first that a worker has, else the first; None while none is known."""
+    best = sorted(known, key=lambda base: (base.id != wanted, not base.available))
+    return best[0] if best else None
+
+
+def _address(concept_id: str, base: BaseModelInfo | None, changes: dict[str, str]) -> str:
+    """The concept's page with another method or base chosen."""
+    return f"/concepts/{concept_id}?{urlencode({**({'base': base.id} if base else {}), **changes})}#train"
 
 
 def _missing(card: MethodCard, photos: int) -> str:
     """Why a training cannot start yet, as a sentence; empty when it can."""
+    if photos > card.max_photos:
+        more = phrases.count(photos - card.max_photos, "photo")
+        return f"Remove {more}: {card.title} takes at most {card.max_photos}."
     if photos >= card.min_photos:
         return ""
-    more = card.min_photos - photos
-    return f"Add {more} more photo{'s' if more > 1 else ''}: {card.title} needs at least {card.min_photos}."
+    more = phrases.count(card.min_photos - photos, "more photo")
+    return f"Add {more}: {card.title} needs at least {card.min_photos}."

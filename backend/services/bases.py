@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, undefer
 from backend.errors import Invalid, Unavailable
 from backend.models import BaseModel, Worker, now
 from backend.schemas.bases import BaseDescription, BaseModelInfo
+from backend.schemas.methods.card import NEEDS, MethodCard
 
 LIVE_S = 30.0
 """A worker that was seen this recently counts as alive."""
@@ -47,6 +48,16 @@ def choose(session: Session, wanted: str | None, pointer: str = "/base") -> Base
     if wanted not in ready:
         raise Invalid.at(pointer, "No worker has this base model at the moment.", code="base-unavailable")
     return known[wanted]
+
+
+def cannot_be_taught(base: BaseModelInfo, card: MethodCard) -> str:
+    """Why the base cannot be taught with the method, as a sentence; empty when it can."""
+    if card.name in base.methods:
+        return ""
+    if not card.needs:
+        return f"No worker that has {base.title} offers {card.title}: it may run an earlier version."
+    needed = " and ".join(NEEDS.get(need, need) for need in sorted(card.needs))
+    return f"{card.title} needs {needed}. {base.title} does not offer that."
 
 
 def with_tokenizer(session: Session, base_id: str) -> BaseDescription:

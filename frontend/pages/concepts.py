@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import AppError
+from backend.schemas.methods import CARDS
 from backend.services import concepts, images, samples
 from backend.studio import Studio
 from frontend import job_view, training_form, version_view
 from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, text
+from frontend.method_fields import Given
 from frontend.rendering import PageRoute, render, see
 
 router = APIRouter(route_class=PageRoute)
@@ -41,14 +43,12 @@ def list_concepts(
 
 
 @router.get("/concepts/{id}")
-def show_concept(
-    request: Request,
-    studio: Studied,
-    owner: Owner,
-    id: ItemId,
-    begin: Annotated[str, Query(max_length=20)] = "",
-) -> Response:
-    return concept_page(request, studio, owner, id, chosen=begin)
+def show_concept(request: Request, studio: Studied, owner: Owner, id: ItemId) -> Response:
+    """The query may choose ``method``, ``preset`` and ``base`` of the training form."""
+    said = {}
+    if (method := request.query_params.get("method", "")) and method not in CARDS:
+        said["method"] = "There is no such method; here is the usual one."
+    return concept_page(request, studio, owner, id, errors=said)
 
 
 def concept_page(
@@ -57,9 +57,8 @@ def concept_page(
     owner: str,
     concept_id: str,
     *,
-    chosen: str = "",
     errors: dict[str, str] | None = None,
-    given: dict[str, str] | None = None,
+    given: Given | None = None,
     status: int = 200,
 ) -> Response:
     """The page of a concept, with what was wrong with a form on it."""
@@ -75,7 +74,7 @@ def concept_page(
             images=images.to_schemas(session, drawn),
             versions=version_view.versions(session, owner, concept),
             errors=errors or {},
-            **training_form.view(session, owner, concept, chosen=chosen, given=given or {}),
+            **training_form.view(session, concept, given or request.query_params, errors or {}),
         )
 
 

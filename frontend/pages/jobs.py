@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.schemas.jobs import Job
+from backend.schemas.methods import CARDS
 from backend.services import images, jobs
 from frontend import job_view, phrases
 from frontend.asking import ItemId, Owner, Studied
@@ -39,6 +40,8 @@ def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
         "live": job_view.is_live(job),
         "concept": taught[0] if taught else None,
         "headline": job_view.headline(job, taught),
+        "method": job_view.method_title(job),
+        "stepless": _stepless(job),
         "sentence": job_view.sentence(job),
         "ring": history.ring(),
         "seen": history.seen,
@@ -55,6 +58,12 @@ def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
     }
 
 
+def _stepless(job: Job) -> bool:
+    """Whether the job's method computes its weights at once, so that there is no curve."""
+    card = CARDS.get(str(job.request.get("method", "")))
+    return card is not None and "steps" not in card.params_type.model_fields
+
+
 def _summary(points: list[tuple[int, float]]) -> str:
     if not points:
         return "No values yet."
@@ -69,6 +78,8 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         if name == "params":
             rows += [(_title(parameter), _plain(setting)) for parameter, setting in value.items()]
+        elif name == "method":
+            rows.append(("Method", phrases.method(str(value))))
         elif name == "concepts":
             rows.append(("Concepts", ", ".join(f"@{one['token']} {one['class_noun']}" for one in value)))
             rows.append(("Photos", str(sum(len(one["photos"]) for one in value))))

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import AppError, Invalid
+from backend.schemas.bases import BaseModelInfo
 from backend.schemas.concepts import ConceptCreate
+from backend.schemas.methods import CARDS
 from backend.services import bases, concepts, consent, photos, samples
+from backend.studio import Studio
+from frontend import method_choice
 from frontend.asking import Form, Owner, Studied, beside_fields, files, filled, text, valid
+from frontend.method_choice import DEFAULT_PRESET, USUAL, MethodChoice, PresetView
 from frontend.rendering import PageRoute, render, see
 
 router = APIRouter(route_class=PageRoute)
-FIELDS = ("name", "kind", "class_noun", "token", "person", "consent")
+FIELDS = ("name", "kind", "class_noun", "token", "person", "consent", "method")
+PRESET = "preset."
+"""With a method's name: the preset chosen for it."""
 
 
 @router.get("/concepts/new")
 def new_concept(request: Request, studio: Studied) -> Response:
-    return _page(request, studio, dict.fromkeys(FIELDS, ""), {})
+    return _page(request, studio, FormData(), {})
 
 
 def _page(
-    request: Request, studio: Studied, values: dict[str, str], errors: dict[str, str], status: int = 200
+    request: Request, studio: Studio, given: FormData, errors: dict[str, str], status: int = 200
 ) -> Response:
+    values = {name: text(given, name) for name in FIELDS}
     with studio.reading() as session:
-        nouns = sorted({noun for base in bases.list_all(session) for noun in base.class_nouns})
-    return render(request, "concept_new.html", status, values=values, errors=errors, nouns=nouns)
+        known = bases.list_all(session)
+        methods = method_choice.choices(known, values["method"])
+        view = {
+            "nouns": sorted({noun for base in known for noun in base.class_nouns}),
+            "methods": methods,
+            "presets": {each.name: _presets(session, each, known, given) for each in methods},
+        }
+    values |= {"person": "yes" if _person(given) else ""}
+    return render(request, "concept_new.html", status, values=values, errors=errors, **view)
+
+
+def _presets(
+    session: Session, method: MethodChoice, known: list[BaseModelInfo], given: FormData
+) -> list[tuple[PresetView, bool]]:
+    """The presets of a method and which one is chosen; judged by the base where there is one only."""
+    base = known[0].id if len(known) == 1 else None
+    found = method_choice.presets(session, CARDS[method.name], base)
+    chosen = text(given, PRESET + method.name) or DEFAULT_PRESET
+    return [(preset, preset.name == chosen) for preset in found]
 
 
 @router.post("/concepts")
@@ -37,6 +65,8 @@ def create_concept(request: Request, studio: Studied, owner: Owner, form: Form) 
     chosen = [(file.filename or "", file.file) for file in files(form, "files")]
     try:
         body = valid(ConceptCreate, _wanted(form))
+        if text(form, "method") not in ("", *CARDS):
+            raise Invalid.at("/method", "There is no such method.")
         prepared = studio.darkroom.prepare(chosen) if chosen else []
         with studio.writing() as session:
             concept = concepts.create(session, owner, body)
@@ -46,9 +76,19 @@ def create_concept(request: Request, studio: Studied, owner: Owner, form: Form) 
         said = beside_fields(error)
         if error.code == "token-taken":
             said = {"token": error.detail}
-        values = {name: text(form, name) for name in FIELDS} | {"person": "yes" if _person(form) else ""}
-        return _page(request, studio, values, said, error.status)
-    return see(f"/concepts/{concept.id}")
+        return _page(request, studio, form, said, error.status)
+    return see(f"/concepts/{concept.id}{_training(form)}")
+
+
+def _training(form: Form) -> str:
+    """The query that has the concept's page begin with the method and preset that were chosen here."""
+    method = text(form, "method") or USUAL
+    preset = text(form, PRESET + method) or DEFAULT_PRESET
+    return (
+        ""
+        if (method, preset) == (USUAL, DEFAULT_PRESET)
+        else f"?{urlencode({'method': method, 'preset': preset})}"
+    )
 
 
 def _wanted(form: Form) -> dict[str, Any]:
@@ -63,7 +103,7 @@ def _wanted(form: Form) -> dict[str, Any]:
     return wanted
 
 
-def _person(form: Form) -> bool:
+def _person(form: FormData) -> bool:
     """Whether the photos show a person: as ticked, or by the noun."""
     return bool(text(form, "person")) or consent.shows_person(
         text(form, "kind") or "subject", text(form, "class_noun")
@@ -75,4 +115,4 @@ def create_from_sample(studio: Studied, owner: Owner, slug: str) -> Response:
     """A concept with the photos of a shipped set; its page has the training ready to start."""
     with studio.writing() as session:
         concept = samples.create_concept(session, studio.storage, owner, slug, studio.darkroom)
-    return see(f"/concepts/{concept.id}?begin=quick")
+    return see(f"/concepts/{concept.id}?preset=quick")

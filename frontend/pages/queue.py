@@ -26,6 +26,7 @@ class Item:
 
     job: Job
     headline: str
+    method: str
     sentence: str
     ended: str
     picture: str | None
@@ -63,6 +64,7 @@ def _item(session: Session, owner: str, job: Job) -> Item:
     return Item(
         job=job,
         headline=job_view.headline(job, taught),
+        method=job_view.method_title(job),
         sentence=job_view.sentence(job),
         ended=ended,
         picture=photos[0].thumbnail_url if photos else None,

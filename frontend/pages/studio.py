@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backend.services import bases, concepts, images, samples, trainings
+from backend.services import bases, concepts, forecasts, images, samples
 from frontend import job_view, phrases
 from frontend.asking import Owner, Studied
 from frontend.rendering import PageRoute, render
@@ -24,7 +24,7 @@ def studio(request: Request, studio: Studied, owner: Owner) -> Response:
         drawn, _ = images.page(session, owner, limit=NEWEST_IMAGES)
         known = bases.list_all(session)
         prompts = next((base.example_prompts[:3] for base in known if base.example_prompts), START_PROMPTS)
-        usual_s = trainings.usual_s(session)
+        usual_s = forecasts.usual_s(session)
         return render(
             request,
             "studio.html",

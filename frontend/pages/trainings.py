@@ -8,10 +8,9 @@ from starlette.responses import Response
 
 from backend.errors import AppError
 from backend.schemas.concepts import ConceptPatch, ConsentGiven
-from backend.schemas.trainings import TrainingCreate
-from backend.services import concepts, consent, trainings
+from backend.services import concepts, trainings
 from frontend import training_form
-from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, text, valid
+from frontend.asking import Form, ItemId, Owner, Studied, text
 from frontend.pages.concepts import concept_page
 from frontend.rendering import PageRoute, see
 
@@ -21,7 +20,7 @@ router = APIRouter(route_class=PageRoute)
 @router.post("/concepts/{id}/train")
 def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
     try:
-        body = valid(TrainingCreate, training_form.wanted(id, form))
+        body = training_form.request(id, form)
         studio.storage.require_space()
         with studio.writing() as session:
             if text(form, "consent"):
@@ -29,12 +28,6 @@ def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: For
                 concepts.patch(session, owner, id, agreed)
             job = trainings.start(session, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
-        said = beside_fields(error, {"params/": training_form.PREFIX})
-        if error.code == "consent-required":
-            said = {"consent": consent.REASON}
-        given = {name: text(form, name) for name in form}
-        chosen = text(form, "preset")
-        return concept_page(
-            request, studio, owner, id, chosen=chosen, errors=said, given=given, status=error.status
-        )
+        said = training_form.beside(form, error)
+        return concept_page(request, studio, owner, id, errors=said, given=form, status=error.status)
     return see(f"/jobs/{job.id}")

@@ -9,3 +9,4 @@ import "./elements/photo-drop.js";
 import "./elements/crop-frame.js";
 import "./elements/prompt-box.js";
 import "./elements/seed-field.js";
+import "./elements/method-choice.js";

@@ -86,7 +86,7 @@ def test_training_by_form(client: TestClient, api: Api, workshop: Workshop) -> N
     ("fields", "sentence"),
     [
         ({"param.steps": "0"}, "Must be at least 1."),
-        ({"param.learning_rate": "much"}, "Must have the type"),
+        ({"param.learning_rate": "much"}, "Must be a number."),
         ({"preset": "eternal"}, "This value is not right."),
         ({"seed": "-1"}, "Give at least 0."),
     ],

@@ -52,7 +52,17 @@ def test_small_pictures_grow_at_most_fourfold(natural: tuple[int, int], in_grid:
     assert pictures.size_in_grid(*natural) == in_grid
 
 
-def test_layers_have_short_names() -> None:
-    site = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-    assert version_view.short(site) == "down 1.0 keys"
-    assert version_view.short("mid_block.attentions.0.transformer_blocks.0.attn2.to_v") == "mid 0.0 values"
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "down 1.0 cross keys"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn2.to_v", "mid 0.0 cross values"),
+        ("up_blocks.2.attentions.1.transformer_blocks.0.attn1.to_out.0", "up 2.1 self output"),
+        ("down_blocks.0.resnets.1.conv1", "down 0.1 conv1"),
+        ("up_blocks.1.attentions.0.proj_in", "up 1.0 proj in"),
+        ("conv_in", "conv in"),
+    ],
+)
+def test_layers_have_short_names(site: str, said: str) -> None:
+    """Of self-attention and cross-attention in one block two different ones."""
+    assert version_view.short(site) == said

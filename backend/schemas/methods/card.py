@@ -10,6 +10,11 @@ from pydantic import BaseModel
 
 from backend.schemas.strict import Strict
 
+NEEDS: Mapping[str, str] = {
+    "text-kv": "a base model whose attention reads the text by keys and values of its own",
+}
+"""What methods may need of a family of base models, in words (``worker.ml.families.base.Family.has``)."""
+
 
 @dataclass(frozen=True)
 class MethodCard:

@@ -1,0 +1,74 @@
+"""Methods to choose from: when to choose each, what its presets do here, and in words why one cannot be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from backend.schemas.bases import BaseModelInfo
+from backend.schemas.methods import CARDS
+from backend.schemas.methods.card import MethodCard
+from backend.schemas.trainings import TrainingCreate
+from backend.services import bases, forecasts
+from frontend import phrases
+
+USUAL = str(TrainingCreate.model_fields["method"].default)
+"""The method of a request that names none."""
+DEFAULT_PRESET = "quick"
+
+
+@dataclass(frozen=True)
+class PresetView:
+    """A preset as a card: what it does, and about how long it takes here."""
+
+    name: str
+    facts: str
+    expected_s: float | None
+    basis: str
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method as a card. ``reason`` says why it cannot be chosen; empty when it can."""
+
+    name: str
+    title: str
+    description: str
+    source: str
+    reason: str
+    chosen: bool
+
+
+def choices(known: Sequence[BaseModelInfo], wanted: str) -> list[MethodChoice]:
+    """All methods for the bases that may be taught. Chosen is what is wanted; where that is empty, the usual method,
+    or the first that can be chosen.
+    """
+    reasons = {card.name: _reason(known, card) for card in CARDS.values()}
+    usual = next((name for name in (USUAL, *CARDS) if not reasons.get(name, "unknown")), USUAL)
+    chosen = wanted if wanted in CARDS else usual
+    return [
+        MethodChoice(name, card.title, card.description, card.source, reasons[name], name == chosen)
+        for name, card in CARDS.items()
+    ]
+
+
+def _reason(known: Sequence[BaseModelInfo], card: MethodCard) -> str:
+    """Empty where one of the bases can be taught, and while none is known yet."""
+    said = [bases.cannot_be_taught(base, card) for base in known]
+    return said[0] if said and all(said) else ""
+
+
+def presets(session: Session, card: MethodCard, base: str | None) -> list[PresetView]:
+    """The method's presets, each with what trainings on this machine say of it."""
+    lately = forecasts.recent(session, card.name, base)
+    found = []
+    for name, values in card.presets.items():
+        params = card.params_type(**values).model_dump()
+        forecast = forecasts.judged(lately, params)
+        steps = phrases.count(forecast.steps, "step") if "steps" in params else "computed at once"
+        compared = phrases.count(forecast.prior_images, "ordinary picture")
+        facts = f"{steps}, {compared} to compare with" if forecast.prior_images else steps
+        found.append(PresetView(name, facts, forecast.expected_s, forecast.basis))
+    return found
