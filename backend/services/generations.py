@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -35,8 +35,23 @@ def start(session: Session, owner_id: str, body: GenerationCreate, max_queued_jo
         spec=spec,
         base=spec.base,
         base_hash=spec.base_hash,
+        batch_key=batch_key(spec, _sides(session, spec)),
         max_queued_jobs=max_queued_jobs,
     )
+
+
+def batch_key(spec: GenerateSpec, sides: Collection[str]) -> str | None:
+    """Jobs with the same key can share calls of the denoiser; None where weights must be installed for it."""
+    if "weights" in sides:
+        return None
+    guided = "guided" if spec.guidance_scale != 1.0 else "plain"
+    size = f"{spec.width}x{spec.height}"
+    return f"{spec.base_hash}:{size}:{spec.scheduler}:{spec.num_inference_steps}:{guided}"
+
+
+def _sides(session: Session, spec: GenerateSpec) -> set[str]:
+    used = [weights.file.id for weights in spec.weights]
+    return set(session.scalars(select(ConceptWeights.side).where(ConceptWeights.id.in_(used))))
 
 
 def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec:

@@ -57,6 +57,7 @@ def enqueue(
     base: str,
     base_hash: str,
     uniq_key: str | None = None,
+    batch_key: str | None = None,
     retry_of: str | None = None,
     max_queued_jobs: int = 200,
 ) -> Job:
@@ -80,6 +81,7 @@ def enqueue(
             base=base,
             base_hash=base_hash,
             uniq_key=uniq_key,
+            batch_key=batch_key,
             retry_of=retry_of,
         ),
         max_queued_jobs,
@@ -94,7 +96,7 @@ def retry(session: Session, owner_id: str, job_id: str, max_queued_jobs: int = 2
         raise Conflict("Only a job that failed or was cancelled can be tried again.", code="not-retryable")
     inputs.require(session, old)
     copied = ("owner_id", "kind", "queue", "priority", "request", "spec", "spec_version", "spec_hash", "base",
-              "base_hash", "uniq_key")  # fmt: skip
+              "base_hash", "uniq_key", "batch_key")  # fmt: skip
     return _accept(
         session, Job(retry_of=old.id, **{name: getattr(old, name) for name in copied}), max_queued_jobs
     )

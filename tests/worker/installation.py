@@ -20,7 +20,7 @@ from backend.schemas.generations import GenerateSpec
 from backend.schemas.jobs import TERMINAL
 from backend.schemas.strict import Strict
 from backend.schemas.trainings import PinnedConcept, PinnedFile, TrainSpec
-from backend.services import jobs
+from backend.services import generations, jobs
 from backend.settings import Settings
 from backend.storage import Storage
 
@@ -143,11 +143,12 @@ class Installation:
         ))  # fmt: skip
 
     def generate(self, prompt: str = "a dog", num_images: int = 2, size: int = 64, **more: Any) -> str:
-        return self._enqueue("generate", GenerateSpec(**{
+        spec = GenerateSpec(**{
             "prompt": prompt, "text": "a dog", "negative_prompt": "", "base": self.base, "base_hash": self.base_hash,
             "weights": [], "num_images": num_images, "seed": 5, "num_inference_steps": 2, "guidance_scale": 2.0,
             "scheduler": "ddim", "width": size, "height": size, **more,
-        }))  # fmt: skip
+        })  # fmt: skip
+        return self._enqueue("generate", spec, batch_key=generations.batch_key(spec, ()))
 
     def cancel(self, job_id: str) -> None:
         with self.database.write() as session:
