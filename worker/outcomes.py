@@ -19,7 +19,7 @@ from backend.schemas.executor import (
     Stopped,
     Succeeded,
 )
-from backend.services import leases
+from backend.services import leases, needs
 from backend.services.job_events import Event, note
 from backend.settings import Settings
 from backend.storage import Storage
@@ -148,6 +148,7 @@ class Outcomes:
             self._commit(lambda session: leases.cancelled(session, attempt.unit))
         attempt.sweep(checkpoints=True)
         _log.info("job_ended", job=attempt.unit.job, published=published)
+        self._commit(lambda session: needs.settle(session, finished=attempt.unit.job))
 
     def _released(self, attempt: Attempt, cause: Event) -> None:
         state = self._commit(lambda session: leases.release(session, attempt.unit, cause))

@@ -37,9 +37,9 @@ def studio(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installat
         yield studio
 
 
-def start(studio: Installation) -> int:
+def start(studio: Installation, **environment: str) -> int:
     command = CELERY if studio.settings.redis_url else DRILL
-    return studio.start(command, DRILL_LOOK_S="0.2").pid
+    return studio.start(command, DRILL_LOOK_S="0.2", **environment).pid
 
 
 def both_running(studio: Installation) -> tuple[list[str], int]:

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from backend.schemas.bases import BaseDescription
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
@@ -33,7 +35,8 @@ from worker.recipes import image_recipe, png_chunks
 
 BASE = BaseDescription(
     id="drill", family="drill", title="Drill", resolution=64, size_multiple=8, max_size=128, hash="d" * 64,
-    methods=["custom-diffusion"], defaults={}, prompt_limit_tokens=77, tokenizer_json="{}",  # type: ignore[arg-type]
+    methods=["custom-diffusion"], defaults={}, prompt_limit_tokens=77,
+    tokenizer_json=Tokenizer(WordLevel({"x": 0}, unk_token="x")).to_str(),  # type: ignore[arg-type]
 )  # fmt: skip
 
 
