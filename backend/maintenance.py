@@ -23,7 +23,7 @@ from backend.models import IdempotencyKey, Job, Leader, Outbox, now
 from backend.queue import Doorbell, Hint
 from backend.rubbish import collect_rubbish
 from backend.schemas.executor import Unit
-from backend.services import jobs, leases
+from backend.services import jobs, leases, needs
 from backend.services.job_events import note
 from backend.settings import Settings
 from backend.storage import Storage
@@ -115,6 +115,9 @@ class Maintenance:
             return False
         self._reap()
         self._expire()
+        with self._database.write() as session:
+            needs.settle(session)
+        self._doorbell.ring(session.info.get("hints", ()))
         self._pump()
         with self._database.write() as session:
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < now()))

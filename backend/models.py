@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -242,6 +243,10 @@ class Job(Base):
     fence: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None]
     hb_seq: Mapped[int] = mapped_column(default=0)
+    batch_key: Mapped[str | None]  # jobs of one key may share calls of the denoiser; None: never
+    shared: Mapped[bool] = mapped_column(
+        default=False, server_default=false()
+    )  # this attempt began with neighbours
     alone: Mapped[bool] = mapped_column(default=False)  # run without batch neighbours after a shared death
     cancel_requested_at: Mapped[datetime | None]
     finish_requested_at: Mapped[datetime | None]
@@ -279,6 +284,17 @@ class Job(Base):
         Index("ix_jobs_owner_newest", "owner_id", "id"),
         Index("ix_jobs_owner_started", "owner_id", "started_at"),
     )  # fmt: skip
+
+
+class JobNeed(Base):
+    """A job that waits for another. Written together with the job and never changed, so there are no cycles."""
+
+    __tablename__ = "job_needs"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    needs_id: Mapped[str] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    owner_id: Mapped[str] = _owner()
 
 
 class JobEvent(Base):

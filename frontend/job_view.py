@@ -51,6 +51,8 @@ def method_title(job: Job) -> str:
 
 def sentence(job: Job) -> str:
     """How it stands: ``Training: step 240 of 600, about 40 s left``."""
+    if job.state == "blocked":
+        return f"Waits for the {' and the '.join(each.what for each in job.waits_for)}"
     if job.state == "queued":
         ahead = job.queue_position or 0
         return "Next in the queue" if ahead == 0 else f"Waiting behind {phrases.count(ahead, 'job')}"
@@ -86,7 +88,7 @@ class Lesson:
 def lessons(session: Session, owner: str) -> dict[str, Lesson]:
     """The live training of each concept that has one."""
     found: dict[str, Lesson] = {}
-    for state in ("queued", "running"):
+    for state in ("blocked", "queued", "running"):
         rows, _ = jobs.page(session, owner, state=state, kind="train", limit=50)
         for row in rows:
             job = jobs.to_schema(session, row)

@@ -28,6 +28,7 @@ class Attempt:
     priority: int
     staging: Path
     checkpoints: Path
+    shared: bool = False
     claimed_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=boot_clock)  # boot clock
     heard_at: float = field(default_factory=time.monotonic)
@@ -59,6 +60,7 @@ class Attempt:
             job.priority,
             work_dir / "staging" / job.id / str(job.fence),
             work_dir / "checkpoints" / job.id,
+            job.shared,
         )
 
     # ---- what the executor says

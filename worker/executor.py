@@ -1,4 +1,4 @@
-"""The disposable child: owns the device, does one job after another, has no database and no credentials.
+"""The disposable child: owns the device, does one job or batch after another, has no database and no credentials.
 
 A thread reads requests from the pipe; when the pipe ends, so does this process, at once and with its whole group.
 The main thread computes. What kinds of jobs there are, and how bases are described, is the handlers module's
@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import traceback
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 from backend.schemas.executor import (
@@ -28,10 +28,13 @@ from backend.schemas.executor import (
     ReleaseJob,
     RenewLease,
     RunJob,
+    RunTogether,
     Stopped,
     Succeeded,
 )
 from worker.pipe_run import Reporter
+
+_log = logging.getLogger("moongate.executor")
 
 
 class JobFailed(Exception):
@@ -46,6 +49,9 @@ class JobStopped(Exception):
     """The job stopped as it was asked to: ``cancelled`` or ``released``."""
 
 
+Ended = Callable[[Reporter, "Succeeded | JobStopped"], None]
+
+
 class Handlers(Protocol):
     """What a handlers module offers."""
 
@@ -55,19 +61,24 @@ class Handlers(Protocol):
     def handle(self, job: RunJob, reporter: Reporter) -> Succeeded:
         """Do the job. Raises JobFailed, JobStopped, or anything."""
 
+    def handle_together(self, reporters: Sequence[Reporter], ended: Ended) -> None:
+        """Do the jobs of several reporters at once. ``ended`` is called once for each that is done, or that stopped as
+        it was asked to; those for which it is not called are done alone afterwards. Raises anything.
+        """
+
     def verdict(self, error: BaseException) -> JobFailed:
         """What an unexpected error means."""
 
 
 class Executor:
-    """One pipe, one current job."""
+    """One pipe, one job at a time or several together."""
 
     def __init__(self, pipe: socket.socket, handlers: Handlers) -> None:
         self._pipe = pipe
         self._handlers = handlers
         self._write = threading.Lock()
-        self._jobs: queue.SimpleQueue[RunJob] = queue.SimpleQueue()
-        self._current: Reporter | None = None
+        self._jobs: queue.SimpleQueue[list[Reporter]] = queue.SimpleQueue()
+        self._current: dict[tuple[str, int], Reporter] = {}
 
     def send(self, message: FromExecutor) -> None:
         """One line, whole."""
@@ -86,12 +97,13 @@ class Executor:
 
     def _receive(self, line: bytes) -> None:
         message = TO_EXECUTOR.validate_json(line)
-        if isinstance(message, RunJob):
-            self._current = Reporter(message, self.send)
-            self._jobs.put(message)
+        if isinstance(message, RunJob | RunTogether):
+            begun = message.jobs if isinstance(message, RunTogether) else [message]
+            self._current = {(job.job, job.fence): Reporter(job, self.send) for job in begun}
+            self._jobs.put(list(self._current.values()))
             return
-        current = self._current
-        if current is None or (current.job.job, current.job.fence) != (message.job, message.fence):
+        current = self._current.get((message.job, message.fence))
+        if current is None:
             return  # of an attempt that is over
         match message:
             case CancelJob():
@@ -106,27 +118,56 @@ class Executor:
     def serve(self) -> NoReturn:
         """Job after job, for ever."""
         while True:
-            job = self._jobs.get()
-            reporter = self._current
-            assert reporter is not None
-            self.send(self._do(job, reporter))
+            reporters = self._jobs.get()
+            for reporter in self._do_together(reporters) if len(reporters) > 1 else reporters:
+                self.send(self._do(reporter))
 
-    def _do(self, job: RunJob, reporter: Reporter) -> FromExecutor:
+    def _do_together(self, reporters: Sequence[Reporter]) -> list[Reporter]:
+        """Returns those that are to be done alone, one after another, so that only who is to blame fails."""
+        left = list(reporters)
+
+        def ended(reporter: Reporter, outcome: Succeeded | JobStopped) -> None:
+            reporter.flush()
+            self.send(outcome if isinstance(outcome, Succeeded) else _stopped(reporter, outcome))
+            left.remove(reporter)
+
         try:
-            Path(job.staging).mkdir(parents=True, exist_ok=True)
-            done = self._handlers.handle(job, reporter)
+            for reporter in reporters:
+                reporter.staging.mkdir(parents=True, exist_ok=True)
+            self._handlers.handle_together(reporters, ended)
+        except Exception as error:
+            if (failed := self._verdict(error)).sticky:
+                for reporter in left:
+                    self.send(_failed(reporter, failed, error))
+                return []
+            _log.warning("a batch did not come to its end: %s", failed.code, exc_info=error)
+        return left
+
+    def _do(self, reporter: Reporter) -> FromExecutor:
+        try:
+            reporter.staging.mkdir(parents=True, exist_ok=True)
+            done = self._handlers.handle(reporter.job, reporter)
             reporter.flush()
             return done
         except JobStopped as stopped:
             reporter.flush()
-            reason = "cancelled" if str(stopped) == "cancelled" else "released"
-            return Stopped(**reporter.tag, reason=reason)
+            return _stopped(reporter, stopped)
         except Exception as error:
-            failed = error if isinstance(error, JobFailed) else self._handlers.verdict(error)
-            return Failed(
-                **reporter.tag, code=failed.code, retryable=failed.retryable, message=str(failed), sticky=failed.sticky,
-                trace="".join(traceback.format_exception(error)),
-            )  # fmt: skip
+            return _failed(reporter, self._verdict(error), error)
+
+    def _verdict(self, error: Exception) -> JobFailed:
+        return error if isinstance(error, JobFailed) else self._handlers.verdict(error)
+
+
+def _stopped(reporter: Reporter, stopped: JobStopped) -> Stopped:
+    return Stopped(**reporter.tag, reason="cancelled" if str(stopped) == "cancelled" else "released")
+
+
+def _failed(reporter: Reporter, failed: JobFailed, error: Exception) -> Failed:
+    return Failed(
+        **reporter.tag, code=failed.code, retryable=failed.retryable, message=str(failed), sticky=failed.sticky,
+        trace="".join(traceback.format_exception(error)),
+    )  # fmt: skip
 
 
 def main(descriptor: int, config: dict[str, Any]) -> int:

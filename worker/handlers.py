@@ -14,26 +14,23 @@ from PIL import Image
 
 from backend.failpoints import fp
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
-from backend.schemas.generations import GenerateSpec
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import TrainSpec
 from worker import device, prior_library
 from worker.bases import keep_description, kept_description
-from worker.executor import JobFailed, JobStopped
+from worker.drawing import draw_alone, draw_together
+from worker.executor import Ended, JobFailed, JobStopped
 from worker.ml.analysis import weight_change
-from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import BaseUnusable, MLError
 from worker.ml.families import describe_base
-from worker.ml.methods import METHODS, ConceptExamples, with_gate
+from worker.ml.methods import METHODS, ConceptExamples
 from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
-from worker.ml.sampling.engine import GenerationUnit, generate
 from worker.ml.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from worker.ml.training.loop import train
 from worker.ml.training.retrieval import LIBRARY
 from worker.model_cache import ModelCache
 from worker.pipe_run import PHASES, Reporter
 from worker.prior_library import Limits
-from worker.recipes import image_recipe, png_chunks
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -145,6 +142,11 @@ class Workshop:
         except Released as released:
             raise JobStopped("released") from released
 
+    def handle_together(self, reporters: Sequence[Reporter], ended: Ended) -> None:
+        """Generations on one base model."""
+        device.reset_peak()
+        draw_together(self._models.get(Path(reporters[0].job.base_folder)), reporters, ended)
+
     def verdict(self, error: BaseException) -> JobFailed:
         """Code, sentence and whether another try may help."""
         if isinstance(error, MLError):
@@ -202,34 +204,8 @@ class Workshop:
         )
 
     def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
-        spec = GenerateSpec.model_validate(job.spec)
-        run = PipeRun(job, reporter)
         model = self._models.get(Path(job.base_folder))
-        weights = tuple(
-            (with_gate(ConceptWeights.load(Path(job.inputs[used.file.storage_key])), used.gate), used.scale)
-            for used in spec.weights
-        )
-        units = [
-            GenerationUnit(
-                index=index,
-                text=spec.text,
-                negative_text=spec.negative_prompt,
-                seed=(spec.seed + index) % 2**32,
-                num_inference_steps=spec.num_inference_steps,
-                guidance_scale=spec.guidance_scale,
-                scheduler=spec.scheduler,
-                width=spec.width,
-                height=spec.height,
-                weights=weights,
-            )
-            for index in range(spec.num_images)
-            if index not in job.done_indices
-        ]
-        for unit, pixels in generate(model, units, run):
-            file = reporter.staging / f"image-{unit.index}.png"
-            Image.fromarray(pixels).save(file, pnginfo=png_chunks(image_recipe(spec, unit.index)))
-            reporter.image(unit.index, unit.seed, file)
-        return Succeeded(**reporter.tag, files={}, report={}, peak_memory_bytes=device.peak_bytes())
+        return draw_alone(model, reporter, PipeRun(job, reporter))
 
 
 def handlers() -> Workshop:

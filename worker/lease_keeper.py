@@ -1,4 +1,4 @@
-"""What the supervisor owes a running job: renew its lease, pass on what people ask, and end what does not end.
+"""What the supervisor owes running jobs: renew their leases, pass on what people ask, and end what does not end.
 
 The ladder for a job that shall stop: a message, honoured at the next step; SIGTERM after ten seconds; SIGKILL after
 fifteen. A step that never returns is found by its silence.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -30,7 +31,7 @@ SILENCE_S, SILENCE_FACTOR, LONGEST_SILENCE_S = 60.0, 10.0, 1800.0
 
 
 class LeaseKeeper:
-    """``tend`` is called every turn while a job is held."""
+    """``tend`` is called every turn while jobs are held."""
 
     def __init__(self, database: Database, executor: ExecutorProcess, settings: Settings) -> None:
         self._database = database
@@ -43,17 +44,18 @@ class LeaseKeeper:
         """Somebody rang: perhaps about a cancel."""
         self._look_at = 0.0
 
-    def tend(self, attempt: Attempt, worker_id: str) -> bool:
-        """Renew, look, escalate. Returns whether the lease was renewed. Never raises for a database that is away."""
-        renewed = False
+    def tend(self, attempts: Sequence[Attempt], worker_id: str) -> list[Attempt]:
+        """Renew, look, escalate. Returns whose leases were renewed. Never raises for a database that is away."""
+        renewed: list[Attempt] = []
         try:
-            renewed = self._renew(attempt, worker_id)
+            renewed = self._renew([attempt for attempt in attempts if not attempt.lost], worker_id)
         except OperationalError as error:
-            _log.warning("heartbeat_failed", job=attempt.unit.job, error=type(error.orig).__name__)
+            _log.warning("heartbeat_failed", jobs=len(attempts), error=type(error.orig).__name__)
             self._renew_at = time.monotonic() + min(1.0, self._settings.heartbeat_s)
-        if boot_clock() - attempt.renewed_at > self._settings.lease_s * 2 / 3:
-            self.release(attempt)
-        self._escalate(attempt)
+        for attempt in attempts:
+            if boot_clock() - attempt.renewed_at > self._settings.lease_s * 2 / 3:
+                self.release(attempt)
+            self._escalate(attempt)
         return renewed
 
     def release(self, attempt: Attempt, cause: Event | None = None) -> None:
@@ -63,22 +65,29 @@ class LeaseKeeper:
             attempt.released_at = time.monotonic()
             self._executor.send(ReleaseJob(job=attempt.unit.job, fence=attempt.unit.fence))
 
-    def _renew(self, attempt: Attempt, worker_id: str) -> bool:
+    def _renew(self, attempts: Sequence[Attempt], worker_id: str) -> list[Attempt]:
         at = time.monotonic()
-        if attempt.lost or at < min(self._renew_at, self._look_at):
-            return False
-        asked: Flags | None
+        if not attempts or at < min(self._renew_at, self._look_at):
+            return []
+        units = [attempt.unit for attempt in attempts]
         renews = at >= self._renew_at
         if renews:
             self._renew_at = at + self._settings.heartbeat_s
             with self._database.write() as session:
-                asked = leases.heartbeat(session, worker_id, [attempt.unit]).get(attempt.unit.job)
-            if asked is not None:
-                attempt.renewed_at = boot_clock()
+                found = leases.heartbeat(session, worker_id, units)
         else:
             with self._database.read() as session:
-                asked = leases.flags(session, [attempt.unit]).get(attempt.unit.job)
+                found = leases.flags(session, units)
         self._look_at = at + FLAGS_S
+        held = [attempt for attempt in attempts if attempt.unit.job in found]
+        if renews:
+            for attempt in held:
+                attempt.renewed_at = boot_clock()
+        for attempt in attempts:
+            self._heed(attempt, found.get(attempt.unit.job))
+        return held if renews else []
+
+    def _heed(self, attempt: Attempt, asked: Flags | None) -> None:
         if asked is None:
             _log.warning("lease_lost", job=attempt.unit.job, fence=attempt.unit.fence)
             attempt.lost = True
@@ -88,7 +97,6 @@ class LeaseKeeper:
         elif asked.finish and not attempt.finish_sent:
             attempt.finish_sent = True
             self._executor.send(FinishJob(job=attempt.unit.job, fence=attempt.unit.fence))
-        return renews and asked is not None
 
     def _cancel(self, attempt: Attempt) -> None:
         if attempt.cancelled_at is None:

@@ -19,7 +19,7 @@ from backend.schemas.executor import (
     Stopped,
     Succeeded,
 )
-from backend.services import leases
+from backend.services import leases, needs
 from backend.services.job_events import Event, note
 from backend.settings import Settings
 from backend.storage import Storage
@@ -65,7 +65,6 @@ class Outcomes:
 
     def take(self, attempt: Attempt, message: FromExecutor | Died) -> bool:
         """Deal with one message; whether the attempt is over."""
-        attempt.heard()
         if attempt.lost:
             return isinstance(message, LAST_WORDS)
         match message:
@@ -117,6 +116,9 @@ class Outcomes:
                 self._succeeded(attempt, message)
             case Failed():
                 attempt.spoilt_device = message.sticky
+                if message.sticky and attempt.shared:
+                    self._died(attempt, note(message.code, "The device failed during this job and others."))
+                    return True
                 self.refuse(
                     attempt, message.code, message.message, retryable=message.retryable, trace=message.trace
                 )
@@ -126,7 +128,8 @@ class Outcomes:
             case Stopped():
                 self._released(attempt, attempt.release_cause or RESTARTED)
             case Died():
-                self._died(attempt, message)
+                gone = f"The process that computed this job is gone: {message.words}."
+                self._died(attempt, note("executor_died", gone))
         return True
 
     def _succeeded(self, attempt: Attempt, message: Succeeded) -> None:
@@ -145,13 +148,14 @@ class Outcomes:
             self._commit(lambda session: leases.cancelled(session, attempt.unit))
         attempt.sweep(checkpoints=True)
         _log.info("job_ended", job=attempt.unit.job, published=published)
+        self._commit(lambda session: needs.settle(session, finished=attempt.unit.job))
 
     def _released(self, attempt: Attempt, cause: Event) -> None:
         state = self._commit(lambda session: leases.release(session, attempt.unit, cause))
         _log.info("job_released", job=attempt.unit.job, state=state)
         attempt.sweep(checkpoints=state == "cancelled")
 
-    def _died(self, attempt: Attempt, died: Died) -> None:
+    def _died(self, attempt: Attempt, cause: Event) -> None:
         if attempt.cancelled_at is not None:
             self._commit(lambda session: leases.cancelled(session, attempt.unit))
             attempt.sweep(checkpoints=True)
@@ -159,7 +163,6 @@ class Outcomes:
         if attempt.released_at is not None:
             self._released(attempt, attempt.release_cause or RESTARTED)
             return
-        cause = note("executor_died", f"The process that computed this job is gone: {died.words}.")
         state = self._commit(
             lambda session: leases.requeue_after_death(
                 session, attempt.unit, cause, self._settings.max_deaths

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -24,20 +24,20 @@ class LeaseLost(Exception):
 
 
 class Patience:
-    """``commit`` for the attempt that is held."""
+    """``commit`` for the attempts that are held."""
 
     def __init__(self, database: Database, lease_s: float) -> None:
         self._database = database
         self._limit_s = lease_s * 2 / 3
-        self._attempt: Attempt | None = None
+        self._attempts: Sequence[Attempt] = ()
 
-    def hold(self, attempt: Attempt | None) -> None:
-        """From now on commits are about this attempt, or about none."""
-        self._attempt = attempt
+    def hold(self, attempts: Sequence[Attempt]) -> None:
+        """From now on commits are about these attempts, or about none; their leases are renewed together."""
+        self._attempts = attempts
 
     def commit(self, write: Callable[[Session], Result]) -> Result:
-        """Run ``write`` in a transaction, again while the database is away. Raises LeaseLost; without an
-        attempt it tries once.
+        """Run ``write`` in a transaction, again while the database is away. Raises LeaseLost; without
+        attempts it tries once.
         """
         while True:
             try:
@@ -45,8 +45,9 @@ class Patience:
                     return write(session)
             except OperationalError as error:
                 _log.warning("database_away", error=type(error.orig).__name__)
-                if self._attempt is None:
+                renewed = [attempt.renewed_at for attempt in self._attempts if not attempt.lost]
+                if not renewed:
                     raise
-                if boot_clock() - self._attempt.renewed_at > self._limit_s:
+                if boot_clock() - min(renewed) > self._limit_s:
                     raise LeaseLost from error
                 time.sleep(_PAUSE_S)

@@ -43,6 +43,7 @@ class Reporter:
         self.tag: dict[str, Any] = {"job": job.job, "fence": job.fence}
         self.send = send
         self.staging = Path(job.staging)
+        self.drawn = set(job.done_indices)
         self._asked: Asked | None = None
         self._lock = threading.Lock()
         self._renewed = boot_clock()
@@ -101,5 +102,6 @@ class Reporter:
         self.send(Note(**self.tag, code=code, message=message))
 
     def image(self, index: int, seed: int, file: Path) -> None:
-        """A picture stands in staging."""
+        """A picture stands in staging; it is not drawn again."""
+        self.drawn.add(index)
         self.send(ImageDone(**self.tag, index=index, seed=seed, file=file.name))

@@ -3,7 +3,7 @@
 One long-lived thread does everything in turns: it waits for the doorbell, the executor or the next clock, then looks
 after each. It owns database and storage and never touches a tensor. In a bad moment:
 
-- the executor dies: the job goes back to the queue with a note and resumes in a new executor, in seconds;
+- the executor dies: its jobs go back to the queue with a note and resume in a new executor, in seconds;
 - the database is away: it tries again; after two thirds of a lease without success the executor stops by itself;
 - the lease is lost: the executor is stopped and nothing is published;
 - it is told to stop: the job writes a checkpoint and goes back to the queue, its attempt not counted.
@@ -25,7 +25,8 @@ from sqlalchemy.orm import Session
 
 from backend.db import Database
 from backend.failpoints import fp
-from backend.schemas.executor import FromExecutor, Ready, RenewLease, RunJob, Unit
+from backend.models import Job
+from backend.schemas.executor import FromExecutor, Ready, RenewLease, RunJob, RunTogether, Unit
 from backend.services import leases, publishing, workers
 from backend.services.job_events import note
 from backend.settings import Settings
@@ -116,7 +117,8 @@ class Supervisor:
         self._worker_id = ""
         self._ready: Ready | None = None
         self._news: Ready | None = None  # not yet registered
-        self._attempt: Attempt | None = None
+        self._attempts: list[Attempt] = []  # several only where their jobs share calls of the denoiser
+        self._spoilt = False
         self._faults: list[float] = []
         self._jobs_done = 0
 
@@ -142,7 +144,7 @@ class Supervisor:
         self._slot.take()
         try:
             self._begin()
-            while not self._stopping.is_set() or self._attempt is not None:
+            while not self._stopping.is_set() or self._attempts:
                 self._turn(doorbell)
             self._say_goodbye()
         finally:
@@ -192,7 +194,7 @@ class Supervisor:
         """Until something happens, at most a moment; whether somebody rang."""
         at = time.monotonic()
         pause = min(self._look_at, self._beat_at) - at
-        if self._attempt is not None:
+        if self._attempts:
             pause = min(pause, 0.1)
         bells = [self._wake_r] + ([doorbell] if doorbell is not None else [])
         ready = select.select([*bells, *self._executor.descriptors], [], [], min(max(pause, 0.0), 0.5))[0]
@@ -220,26 +222,25 @@ class Supervisor:
             return "defunct"
         if self._ready is None:
             return "starting"
-        return "busy" if self._attempt is not None else "ready"
+        return "busy" if self._attempts else "ready"
 
     def _defunct(self) -> bool:
         """Three device faults in ten minutes: better claim nothing than spoil every job."""
         recent = [at for at in self._faults if time.monotonic() - at < STICKY_WITHIN_S]
         return len(recent) >= STICKY_FAULTS
 
-    # ---- the current job
+    # ---- the current jobs
 
     def _tend(self) -> None:
-        attempt = self._attempt
-        if attempt is None:
-            return
         if self._stopping.is_set():
-            self._keeper.release(attempt)
-        if self._keeper.tend(attempt, self._worker_id):
+            for attempt in self._attempts:
+                self._keeper.release(attempt)
+        for attempt in self._keeper.tend(self._attempts, self._worker_id):
             self._executor.send(RenewLease(job=attempt.unit.job, fence=attempt.unit.fence))
-        if attempt.due() and not attempt.lost:
-            self._outcomes.write(attempt)
-        self._give_way(attempt)
+        for attempt in self._attempts:
+            if attempt.due() and not attempt.lost:
+                self._outcomes.write(attempt)
+            self._give_way(attempt)
 
     def _give_way(self, attempt: Attempt) -> None:
         """A training that has got somewhere steps aside when a picture waits; it resumes right afterwards."""
@@ -266,21 +267,22 @@ class Supervisor:
             _log.info("executor_ready", device=message.device, bases=[base.id for base in message.bases])
             return
         if isinstance(message, Died):
-            _log.warning("executor_died", how=message.words, job=self._attempt and self._attempt.unit.job)
+            _log.warning("executor_died", how=message.words, jobs=[each.unit.job for each in self._attempts])
             self._ready = None
             self._beat_at = 0.0
-        attempt = self._attempt
-        if attempt is None or (isinstance(message, Unit) and not _same(message, attempt)):
-            return
+        for attempt in self._attempts:
+            attempt.heard()  # while one of them computes, the others are not silent but waiting
+        concerned = [each for each in self._attempts if isinstance(message, Died) or _same(message, each)]
         if isinstance(message, LAST_WORDS):
-            attempt.computing = False
-        if self._outcomes.take(attempt, message):
-            self._over(attempt)
+            for attempt in concerned:
+                attempt.computing = False
+        for attempt in concerned:
+            if self._outcomes.take(attempt, message):
+                self._over(attempt)
 
     def _give_up(self) -> None:
         """The database was away for longer than the lease allows: stop with a checkpoint, publish nothing."""
-        attempt = self._attempt
-        if attempt is not None:
+        for attempt in list(self._attempts):
             _log.warning("lease_lost", job=attempt.unit.job)
             attempt.lost = True
             self._keeper.release(attempt)
@@ -288,60 +290,75 @@ class Supervisor:
                 self._over(attempt)
 
     def _over(self, attempt: Attempt) -> None:
-        self._attempt = None
-        self._patience.hold(None)
+        self._attempts.remove(attempt)
         self._jobs_done += 1
         if attempt.lost:
             attempt.sweep(checkpoints=False)
+        self._spoilt |= attempt.spoilt_device
+        if self._attempts:
+            return
         self._look_at = self._beat_at = 0.0
-        if attempt.spoilt_device:
+        spoilt, self._spoilt = self._spoilt, False
+        if spoilt:
             self._faults.append(time.monotonic())
         spent = (
             self._jobs_done >= JOBS_PER_EXECUTOR or self._executor.rss_bytes() > RSS_SHARE * _memory_bytes()
         )
-        if attempt.spoilt_device or spent:
+        if spoilt or spent:
             self._ready = None
             self._executor.kill()
 
     def _claim(self) -> None:
         at = time.monotonic()
-        idle = self._attempt is None and self._ready is not None
+        idle = not self._attempts and self._ready is not None
         if not idle or at < self._look_at or self._stopping.is_set() or self._defunct():
             return
         self._look_at = at + self._look_s
         able = self._able()
         with self._database.write() as session:
-            job = leases.claim(session, self._worker_id, **able)
-            done = publishing.image_indices(session, job.id) if job is not None else []
-        if job is None:
-            return
+            first = leases.claim(session, self._worker_id, **able)
+            if first is None:
+                return
+            found = [first, *leases.claim_beside(session, self._worker_id, first, **able)]
+            done = {job.id: publishing.image_indices(session, job.id) for job in found}
         fp("claim.after_commit")
-        attempt = self._attempt = Attempt.of(job, self._settings.work_dir)
-        _log.info("job_claimed", job=job.id, kind=job.kind, attempt=job.attempt, fence=job.fence)
-        self._patience.hold(attempt)
+        self._attempts = [Attempt.of(job, self._settings.work_dir) for job in found]
+        self._patience.hold(self._attempts)
+        runs = [
+            run
+            for attempt, job in zip(list(self._attempts), found, strict=True)
+            if (run := self._begun(attempt, job, done[job.id], able["base_hashes"].get(job.base_hash, "")))
+        ]
+        for attempt in self._attempts:
+            attempt.computing = True
+        if runs:
+            self._executor.send(runs[0] if len(runs) == 1 else RunTogether(jobs=runs))
+
+    def _begun(self, attempt: Attempt, job: Job, done: list[int], base_folder: str) -> RunJob | None:
+        """What the executor shall do for the job; None where an input is not what was accepted."""
+        _log.info(
+            "job_claimed", job=job.id, kind=job.kind, attempt=job.attempt, fence=job.fence, shared=job.shared
+        )
         self._outcomes.begin(attempt, job)
         try:
             inputs = verified_inputs(self._storage, job.kind, job.spec)
         except InputInvalid as invalid:
             self._outcomes.refuse(attempt, "input_invalid", str(invalid))
             self._over(attempt)
-            return
-        attempt.computing = True
-        self._executor.send(
-            RunJob(
-                job=job.id,
-                fence=job.fence,
-                kind=job.kind,
-                spec=job.spec,
-                inputs=inputs,
-                staging=str(attempt.staging),
-                checkpoints=str(attempt.checkpoints),
-                cache=str(self._cache),
-                base_folder=able["base_hashes"].get(job.base_hash, ""),
-                done_indices=done,
-                checkpoint_s=self._settings.checkpoint_s,
-                lease_s=self._settings.lease_s * 2 / 3,
-            )
+            return None
+        return RunJob(
+            job=job.id,
+            fence=job.fence,
+            kind=job.kind,
+            spec=job.spec,
+            inputs=inputs,
+            staging=str(attempt.staging),
+            checkpoints=str(attempt.checkpoints),
+            cache=str(self._cache),
+            base_folder=base_folder,
+            done_indices=done,
+            checkpoint_s=self._settings.checkpoint_s,
+            lease_s=self._settings.lease_s * 2 / 3,
         )
 
     def _able(self) -> Able:

@@ -50,9 +50,10 @@ def finish_job(job_id: ItemId, session: Writes, owner: Owner, response: Response
     return accepted(session, response, jobs.request_finish(session, owner, job_id))
 
 
-@router.post("/jobs/{id}/retry", status_code=202, responses=problems(404, 409, 429))
+@router.post("/jobs/{id}/retry", status_code=202, responses=problems(404, 409, 429, 507))
 def retry_job(job_id: ItemId, session: Writes, owner: Owner, studio: Studied, response: Response) -> Job:
     """A new job with the same spec, linked by ``retry_of``. 409 unless the old one failed or was cancelled."""
+    studio.storage.require_space()
     row = jobs.retry(session, owner, job_id, studio.settings.max_queued_jobs)
     return accepted(session, response, row)
 

@@ -136,6 +136,9 @@ class Concept(Strict):
     class_noun: str
     token: str
     consent: Consent | None
+    picture_url: str | None = Field(
+        description="what its gate shows: its first photo, else the newest picture drawn with it"
+    )
     photos: list[Photo]
     weights: list[ConceptWeightsSummary]
     created_at: datetime

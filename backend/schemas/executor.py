@@ -45,6 +45,13 @@ class RunJob(Unit):
     )
 
 
+class RunTogether(Strict):
+    """Do these jobs at once, as far as they can share work. Everything else is said of each job by itself."""
+
+    type: Literal["together"] = "together"
+    jobs: list[RunJob] = Field(min_length=1)
+
+
 class RenewLease(Unit):
     """The database still says that this attempt holds the job."""
 
@@ -152,7 +159,9 @@ class Stopped(Unit):
     reason: Literal["cancelled", "released"]
 
 
-ToExecutor = Annotated[RunJob | RenewLease | CancelJob | FinishJob | ReleaseJob, Field(discriminator="type")]
+ToExecutor = Annotated[
+    RunJob | RunTogether | RenewLease | CancelJob | FinishJob | ReleaseJob, Field(discriminator="type")
+]
 FromExecutor = Annotated[
     Ready | Progress | Loss | Preview | Checkpointed | Note | ImageDone | Succeeded | Failed | Stopped,
     Field(discriminator="type"),

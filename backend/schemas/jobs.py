@@ -47,6 +47,13 @@ class JobError(Strict):
     message: str
 
 
+class Awaited(Strict):
+    """A job that another waits for."""
+
+    job: Id
+    what: str = Field(description="as a person calls it: `training of Stark`")
+
+
 class Job(Strict):
     """``GET /jobs/{id}``."""
 
@@ -55,6 +62,7 @@ class Job(Strict):
     state: JobState
     progress: JobProgress | None
     queue_position: int | None = Field(description="0 is next; None unless queued")
+    waits_for: list[Awaited] = Field(description="what a blocked job waits for; empty otherwise")
     attempt: int
     max_lost_seconds: float | None = Field(
         description="work a crash may cost; None where there are no checkpoints"

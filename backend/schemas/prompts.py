@@ -21,4 +21,5 @@ class PromptReport(Strict):
     tokens: int = Field(description="start and end token included")
     limit: int
     text: str = Field(description="as the text encoder reads it")
+    awaited: list[str] = Field(description="tokens that are being taught now: pictures of them wait for that")
     unknown: list[str] = Field(description="tokens, without @, that cannot be used")

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backend.errors import Conflict, Invalid
-from backend.models import Artifact, Concept, ConceptWeights, Photo, WeightsConcept, now
+from backend.models import Artifact, Concept, ConceptWeights, ImageWeights, Photo, WeightsConcept, now
 from backend.schemas import concepts as schemas
 from backend.schemas.concepts import ConceptCreate, ConceptPatch, ConceptWeightsSummary
 from backend.services import consent, dependants, images, jobs, owned, paging, photos
@@ -112,7 +112,7 @@ def to_schema(session: Session, row: Concept) -> schemas.Concept:
 
 
 def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concept]:
-    """Several concepts with their photos and weights, in two queries."""
+    """Several concepts with their photos and weights, in two queries, and a third where some have no photos."""
     ids = [row.id for row in rows]
     shown: dict[str, list[Photo]] = {concept_id: [] for concept_id in ids}
     for photo in session.scalars(select(Photo).where(Photo.concept_id.in_(ids)).order_by(Photo.id)):
@@ -135,6 +135,8 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
                 created_at=weights.created_at,
             )
         )
+    found = {concept_id: photos.to_schema(own[0]).thumbnail_url for concept_id, own in shown.items() if own}
+    pictures = _drawn(session, [concept_id for concept_id in ids if concept_id not in found]) | found
     return [
         schemas.Concept.model_validate(
             {
@@ -144,6 +146,7 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
                 "class_noun": row.class_noun,
                 "token": row.token,
                 "consent": row.consent,
+                "picture_url": pictures.get(row.id),
                 "photos": [photos.to_schema(photo) for photo in shown[row.id]],
                 "weights": taught[row.id],
                 "created_at": row.created_at,
@@ -151,6 +154,18 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
         )
         for row in rows
     ]
+
+
+def _drawn(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """The newest picture that was drawn with what each concept has learned; those without one are left out."""
+    newest = (
+        select(WeightsConcept.concept_id, func.max(ImageWeights.image_id))
+        .join(ImageWeights, ImageWeights.weights_id == WeightsConcept.weights_id)
+        .where(WeightsConcept.concept_id.in_(ids))
+        .group_by(WeightsConcept.concept_id)
+    )
+    rows = session.execute(newest) if ids else ()
+    return {concept_id: f"/api/v1/images/{image_id}/thumbnail" for concept_id, image_id in rows}
 
 
 def slug(name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -24,8 +25,11 @@ GATED = frozenset({"perfusion"})
 
 
 def start(session: Session, owner_id: str, body: GenerationCreate, max_queued_jobs: int = 200) -> Job:
-    """Pin everything the pictures depend on and enqueue it. NotFound for foreign weights, Invalid otherwise."""
-    spec = pin(session, owner_id, body)
+    """Pin everything the pictures depend on and enqueue it. NotFound for foreign weights, Invalid otherwise.
+
+    Where a concept of the prompt is being taught just now, the job is blocked until that is done.
+    """
+    spec, needed = pin(session, owner_id, body)
     return jobs.enqueue(
         session,
         owner_id=owner_id,
@@ -35,23 +39,62 @@ def start(session: Session, owner_id: str, body: GenerationCreate, max_queued_jo
         spec=spec,
         base=spec.base,
         base_hash=spec.base_hash,
+        batch_key=batch_key(spec, _sides(session, spec)),
+        needs=[job.id for job in needed],
         max_queued_jobs=max_queued_jobs,
     )
 
 
-def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec:
-    """The spec of a request."""
+def batch_key(spec: GenerateSpec, sides: Collection[str]) -> str | None:
+    """Jobs with the same key can share calls of the denoiser; None where weights must be installed for it."""
+    if "weights" in sides:
+        return None
+    guided = "guided" if spec.guidance_scale != 1.0 else "plain"
+    size = f"{spec.width}x{spec.height}"
+    return f"{spec.base_hash}:{size}:{spec.scheduler}:{spec.num_inference_steps}:{guided}"
+
+
+def _sides(session: Session, spec: GenerateSpec) -> set[str]:
+    used = [weights.file.id for weights in spec.weights]
+    return set(session.scalars(select(ConceptWeights.side).where(ConceptWeights.id.in_(used))))
+
+
+def completed(session: Session, job: Job, needed: list[Job]) -> dict[str, Any]:
+    """Columns of a blocked generation when the trainings it waited for have succeeded: its spec with their weights.
+
+    Invalid when the weights are gone already, or the prompt does not fit with what they teach.
+    """
+    spec = GenerateSpec.model_validate(job.spec)
+    made = select(ConceptWeights).where(
+        ConceptWeights.job_id.in_([each.id for each in needed]), ConceptWeights.deleted_at.is_(None)
+    )
+    rows = list(session.scalars(made.order_by(ConceptWeights.id)))
+    if len(rows) < len(needed):
+        raise Invalid("What was learned for these pictures has been deleted meanwhile.", code="input_invalid")
+    spec = spec.model_copy(
+        update={"weights": [*spec.weights, *(_pinned(session, row, 1.0, None) for row in rows)]}
+    )
+    used = [each.file.id for each in spec.weights]
+    manifests = session.scalars(select(ConceptWeights.manifest).where(ConceptWeights.id.in_(used)))
+    vectors = {taught["token"]: int(taught["vectors"]) for each in manifests for taught in each["tokens"]}
+    prompts.require_fit(session, spec.base, spec.text, vectors)
+    return {**jobs.pinned(spec), "batch_key": batch_key(spec, _sides(session, spec))}
+
+
+def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[GenerateSpec, list[Job]]:
+    """The spec of a request, and the trainings whose weights it lacks yet."""
     if not body.prompt:
         raise Invalid.at("/prompt", "Write what the picture should show.", code="empty-prompt")
     prompt, negative = prompts.normal(body.prompt), prompts.normal(body.negative_prompt)
+    names = prompts.tokens(prompt)
     chosen = _chosen(session, owner_id, body)
     gates = {choice.id: choice.gate for choice in body.weights or []}
-    base = _base(session, owner_id, body, [row for row, _ in chosen], prompts.tokens(prompt))
-    known = _placeholders(session, owner_id, prompts.tokens(prompt), base, [row for row, _ in chosen])
+    base = _base(session, owner_id, body, [row for row, _ in chosen], names)
+    known, needed = _placeholders(session, owner_id, names, base, [row for row, _ in chosen])
     if not chosen:
-        ids = dict.fromkeys(each.weights_id for each in known.values())
+        ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
         chosen = [(owned.get(session, ConceptWeights, owner_id, weights_id), 1.0) for weights_id in ids]
-    _require_one_edit([row for row, _ in chosen])
+    _require_one_edit([*(row.method for row, _ in chosen), *(job.spec["method"] for job in needed)])
     if prompts.tokens(negative):
         raise Invalid.at("/negative_prompt", "Tokens belong into the prompt.", code="token-in-negative")
     text = prompts.resolved(prompt, known)
@@ -62,7 +105,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec
     scheduler = body.scheduler or defaults.scheduler
     if scheduler not in {each.name for each in SCHEDULERS}:
         raise Invalid.at("/scheduler", "There is no such scheduler.", code="unknown-scheduler")
-    return GenerateSpec(
+    spec = GenerateSpec(
         prompt=prompt,
         text=text,
         negative_prompt=negative,
@@ -77,6 +120,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> GenerateSpec
         width=width,
         height=height,
     )
+    return spec, needed
 
 
 def _chosen(session: Session, owner_id: str, body: GenerationCreate) -> list[tuple[ConceptWeights, float]]:
@@ -95,7 +139,8 @@ def _chosen(session: Session, owner_id: str, body: GenerationCreate) -> list[tup
 def _base(
     session: Session, owner_id: str, body: GenerationCreate, rows: list[ConceptWeights], names: list[str]
 ) -> BaseModelInfo:
-    """The base that was named; else that of the weights; else that of the tokens' newest weights; else the only one."""
+    """The base that was named; else that of the weights; else that of the tokens' newest weights, or of the training
+    that teaches them now; else the only one."""
     wanted = body.base
     if wanted is None and rows:
         wanted = rows[0].base
@@ -110,6 +155,8 @@ def _base(
             .limit(1)
         )  # fmt: skip
         wanted = session.scalar(newest)
+        if wanted is None and (later := prompts.being_taught(session, owner_id, names, None)):
+            wanted = max((job for _, job in later.values()), key=lambda job: job.id).base
     base = bases.choose(session, wanted)
     if any(row.base != base.id for row in rows):
         raise Invalid.at("/weights", "These weights were learned on another base model.", code="other-base")
@@ -122,12 +169,18 @@ def _placeholders(
     names: list[str],
     base: BaseModelInfo,
     rows: list[ConceptWeights],
-) -> Mapping[str, Placeholder]:
-    """What each token of the prompt stands for. Invalid for unknown and foreign tokens alike."""
+) -> tuple[Mapping[str, Placeholder], list[Job]]:
+    """What each token of the prompt stands for, and the trainings that teach it only now, oldest first. Invalid for
+    unknown and foreign tokens alike."""
     known = _taught(session, rows) if rows else prompts.lookup(session, owner_id, names, base.id)
     missing = [name for name in names if name not in known]
+    needed: dict[str, Job] = {}
+    if missing and not rows:
+        for name, (later, job) in prompts.being_taught(session, owner_id, missing, base.id).items():
+            known[name], needed[job.id] = later, job
+        missing = [name for name in names if name not in known]
     if not missing:
-        return {name: known[name] for name in names}
+        return {name: known[name] for name in names}, [needed[job_id] for job_id in sorted(needed)]
     mine = prompts.untrained(session, owner_id, missing)
     if not mine.issuperset(missing):
         raise Invalid.at("/prompt", "The prompt names a concept that does not exist.", code="unknown-token")
@@ -152,8 +205,8 @@ def _taught(session: Session, rows: list[ConceptWeights]) -> dict[str, Placehold
     return {name: prompts.placeholder(weights, taught) for name, taught, weights in session.execute(query)}
 
 
-def _require_one_edit(rows: list[ConceptWeights]) -> None:
-    if len(rows) > 1 and any(row.method not in COMPOSES_FREELY for row in rows):
+def _require_one_edit(methods: list[str]) -> None:
+    if len(methods) > 1 and any(method not in COMPOSES_FREELY for method in methods):
         raise Invalid.at(
             "/prompt",
             "These concepts were learned separately, and such weights must be merged before they share a prompt. "

@@ -18,9 +18,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backend.errors import Conflict, Invalid, NotFound, TooMany
-from backend.models import Job, Outbox, now
+from backend.models import Concept, Job, JobNeed, Outbox, now
 from backend.queue import Hint
-from backend.schemas.jobs import TERMINAL, JobError, JobMetrics, JobProgress
+from backend.schemas.jobs import TERMINAL, Awaited, JobError, JobMetrics, JobProgress
 from backend.schemas.jobs import Job as JobSchema
 from backend.schemas.strict import Strict
 from backend.schemas.version import VERSION
@@ -28,8 +28,8 @@ from backend.services import inputs, job_events
 from backend.services.job_events import Event, events_after
 
 __all__ = [
-    "Event", "enqueue", "events_after", "get", "page", "queue_hint", "request_cancel", "request_finish", "retry",
-    "to_schema", "transition",
+    "Event", "about", "enqueue", "events_after", "fail_blocked", "get", "page", "pinned", "queue_hint",
+    "request_cancel", "request_finish", "retry", "to_schema", "transition",
 ]  # fmt: skip
 
 PRIORITIES = {"generate": 10}
@@ -57,15 +57,18 @@ def enqueue(
     base: str,
     base_hash: str,
     uniq_key: str | None = None,
+    batch_key: str | None = None,
+    needs: Sequence[str] = (),
     retry_of: str | None = None,
     max_queued_jobs: int = 200,
 ) -> Job:
-    """T1: a queued job with its first event and its hint, in the caller's transaction.
+    """T1: a queued job with its first event and its hint, in the caller's transaction; with ``needs``, which are the
+    owner's jobs, a blocked one that waits until they have succeeded (``services.needs``).
 
     After the commit the caller rings ``session.info["hints"]`` with ``queue.Doorbell``; nothing is lost without it.
-    Raises TooMany when the owner already has ``max_queued_jobs`` waiting, Conflict when a live job has ``uniq_key``.
+    Raises TooMany when the owner already has ``max_queued_jobs`` waiting, Conflict when a live job has ``uniq_key``,
+    NotFound for a need that is not there.
     """
-    body = spec.model_dump(mode="json")
     return _accept(
         session,
         Job(
@@ -74,33 +77,57 @@ def enqueue(
             queue=queue,
             priority=PRIORITIES.get(kind, 0),
             request=request,
-            spec=body,
-            spec_version=int(body.get("spec_version", 1)),
-            spec_hash=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+            **pinned(spec),
             base=base,
             base_hash=base_hash,
             uniq_key=uniq_key,
+            batch_key=batch_key,
             retry_of=retry_of,
         ),
         max_queued_jobs,
+        needs,
     )
 
 
+def pinned(spec: Strict) -> dict[str, Any]:
+    """The columns of a row that hold a spec."""
+    body = spec.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return {"spec": body, "spec_version": int(body.get("spec_version", 1)), "spec_hash": digest}
+
+
 def retry(session: Session, owner_id: str, job_id: str, max_queued_jobs: int = 200) -> Job:
-    """A new job with the same spec, linked by ``retry_of``. Conflict unless the old one failed or was cancelled, and
-    when something it was pinned to is gone."""
+    """A new job with the same spec, linked by ``retry_of``. Conflict unless the old one failed or was cancelled,
+    when something it was pinned to is gone, and when what it waited for was not done either."""
     old = get(session, owner_id, job_id)
     if old.state not in ("failed", "cancelled"):
         raise Conflict("Only a job that failed or was cancelled can be tried again.", code="not-retryable")
     inputs.require(session, old)
     copied = ("owner_id", "kind", "queue", "priority", "request", "spec", "spec_version", "spec_hash", "base",
-              "base_hash", "uniq_key")  # fmt: skip
-    return _accept(
-        session, Job(retry_of=old.id, **{name: getattr(old, name) for name in copied}), max_queued_jobs
-    )
+              "base_hash", "uniq_key", "batch_key")  # fmt: skip
+    again = Job(retry_of=old.id, **{name: getattr(old, name) for name in copied})
+    return _accept(session, again, max_queued_jobs, _still_needed(session, old))
 
 
-def _accept(session: Session, job: Job, max_queued_jobs: int) -> Job:
+def _still_needed(session: Session, old: Job) -> list[str]:
+    """What the old job waited for in vain, as it was tried again since."""
+    query = select(Job).join(JobNeed, JobNeed.needs_id == Job.id).where(JobNeed.job_id == old.id)
+    found = []
+    for needed in session.scalars(query).all():
+        newest: Job | None = needed
+        while newest is not None and newest.state in ("failed", "cancelled"):
+            later = select(Job).where(Job.retry_of == newest.id).order_by(Job.id.desc()).limit(1)
+            newest = session.scalar(later)
+        if newest is None:
+            raise Conflict(
+                f"The {about(session, needed)} that this job waited for was not done. Try that again first.",
+                code="dependency-failed",
+            )
+        found.append(newest.id)
+    return found
+
+
+def _accept(session: Session, job: Job, max_queued_jobs: int, needs: Sequence[str] = ()) -> Job:
     waiting = select(func.count()).where(Job.owner_id == job.owner_id, Job.state.in_(("queued", "blocked")))
     if (session.scalar(waiting) or 0) >= max_queued_jobs:
         raise TooMany(
@@ -108,18 +135,26 @@ def _accept(session: Session, job: Job, max_queued_jobs: int) -> Job:
             code="too-many-jobs",
             extra={"limit": max_queued_jobs},
         )
-    job.state, job.phase, job.app_version, job.not_before = "queued", "waiting", VERSION, now()
+    # Locked, so that none of them ends unseen between this look and the commit.
+    there = select(Job.id).where(Job.id.in_(needs), Job.owner_id == job.owner_id).with_for_update()
+    if needs and set(session.scalars(there)) != set(needs):
+        raise NotFound
+    job.state, job.phase, job.app_version = "blocked" if needs else "queued", "waiting", VERSION
+    job.not_before = now()
     job.expires_at = now() + QUEUED_AT_MOST
     try:
         with session.begin_nested():
             session.add(job)
             session.flush()
+            session.add_all(JobNeed(job_id=job.id, needs_id=each, owner_id=job.owner_id) for each in needs)
+            session.flush()
     except IntegrityError as error:
         if job.uniq_key is None:
             raise
         raise Conflict("The same work is waiting or running already.", code="already-running") from error
-    job_events.append(session, job.id, [Event("state", {"state": "queued", "attempt": 0})])
-    queue_hint(session, job.id, job.owner_id, job.queue, FIRST_RING_S)
+    job_events.append(session, job.id, [Event("state", {"state": job.state, "attempt": 0})])
+    if not needs:
+        queue_hint(session, job.id, job.owner_id, job.queue, FIRST_RING_S)
     session.refresh(job)
     return job
 
@@ -179,7 +214,25 @@ def transition(
         last=row.last_event,
         events=written,
     )
+    if to in ("failed", "cancelled"):
+        _fail_dependants(session, job_id)
     return True
+
+
+def _fail_dependants(session: Session, job_id: str) -> None:
+    """T2: what waited for a job that will not succeed ends with it, and what waited for that."""
+    waiting = select(Job.id).join(JobNeed, JobNeed.job_id == Job.id)
+    waiting = waiting.where(JobNeed.needs_id == job_id, Job.state == "blocked")
+    for dependant in session.scalars(waiting).all():
+        fail_blocked(session, dependant, session.get_one(Job, job_id, populate_existing=True))
+
+
+def fail_blocked(session: Session, job_id: str, needed: Job) -> None:
+    """T2: the job fails because ``needed`` has ended without success."""
+    ended = "was cancelled" if needed.state == "cancelled" else "failed"
+    message = f"The {about(session, needed)} that this job waited for {ended}."
+    error = {"code": "dependency", "retryable": True, "message": message}
+    transition(session, job_id, "failed", expected=("blocked",), error=error)
 
 
 def request_cancel(session: Session, owner_id: str, job_id: str) -> Job:
@@ -259,6 +312,20 @@ def page(
     return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
 
 
+def about(session: Session, job: Job) -> str:
+    """What somebody calls a job that another waits for: ``training of Stark``."""
+    ids = [concept["id"] for concept in job.spec.get("concepts", ())] if job.kind == "train" else []
+    names = session.scalars(select(Concept.name).where(Concept.id.in_(ids)).order_by(Concept.id)).all()
+    noun = {"train": "training", "generate": "pictures", "merge": "merge"}.get(job.kind, "job")
+    return f"{noun} of {' and '.join(names)}" if names else noun
+
+
+def _waits_for(session: Session, job: Job) -> list[Awaited]:
+    needed = select(Job).join(JobNeed, JobNeed.needs_id == Job.id).where(JobNeed.job_id == job.id)
+    found = session.scalars(needed.order_by(Job.id)).all() if job.state == "blocked" else []
+    return [Awaited(job=each.id, what=about(session, each)) for each in found]
+
+
 def to_schema(session: Session, job: Job) -> JobSchema:
     """The job as the API shows it."""
     checkpoint_s = job.metrics.get("checkpoint_s", _CHECKPOINT_S)
@@ -278,6 +345,7 @@ def to_schema(session: Session, job: Job) -> JobSchema:
                 phase=job.phase, step=job.step, total=job.total_steps, rate=job.rate, eta_s=job.eta_s
             ),
             "queue_position": _position(session, job) if job.state == "queued" else None,
+            "waits_for": _waits_for(session, job),
             "attempt": job.attempt,
             "max_lost_seconds": checkpoint_s if job.kind in _CHECKPOINTED else None,
             "last_checkpoint_step": job.checkpoint_step,

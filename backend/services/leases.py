@@ -23,6 +23,8 @@ from backend.services import job_events, jobs
 from backend.services.job_events import Event, note
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 5.0, 600.0
+PICTURES_TOGETHER = 8
+"""Pictures of different jobs that are claimed together; the executor draws as many at once as its device takes."""
 
 
 TIMEOUT = {
@@ -58,12 +60,49 @@ def claim(
     priority, then the owner with fewest running jobs, then the owner served longest ago, then the oldest.
     Postgres skips rows that others are claiming; on SQLite the write transaction is already exclusive.
     """
+    return _take(session, worker_id, _claimable(queues, kinds, base_hashes))
+
+
+def claim_beside(
+    session: Session,
+    worker_id: str,
+    first: Job,
+    *,
+    queues: Collection[str],
+    kinds: Mapping[str, int],
+    base_hashes: Collection[str],
+) -> list[Job]:
+    """Further waiting jobs whose pictures fill the call of the denoiser that ``first``, just claimed, begins: of the
+    same ``batch_key``, in the same order, `PICTURES_TOGETHER` in all. They and ``first`` are marked as ``shared``.
+
+    In the transaction of the claim; the caller commits at once.
+    """
+    room = PICTURES_TOGETHER - first.spec.get("num_images", 1)
+    if first.batch_key is None or first.alone:
+        return []
+    found: list[Job] = []
+    while room > 0:
+        asked = Job.spec["num_images"].as_integer()
+        fits = [Job.batch_key == first.batch_key, Job.kind == first.kind, Job.alone.is_(False), asked <= room]
+        job = _take(session, worker_id, [*_claimable(queues, kinds, base_hashes), *fits], shared=True)
+        if job is None:
+            break
+        room -= job.spec["num_images"]
+        found.append(job)
+    if found:
+        first.shared = True
+    return found
+
+
+def _take(
+    session: Session, worker_id: str, guards: list[ColumnElement[bool]], *, shared: bool = False
+) -> Job | None:
     others = aliased(Job)
     of_owner = select(func.count()).where(others.owner_id == Job.owner_id, others.state == "running")
     served = select(func.max(others.started_at)).where(others.owner_id == Job.owner_id)
     best = (
         select(Job.id)
-        .where(*_claimable(queues, kinds, base_hashes))
+        .where(*guards)
         .order_by(
             Job.priority.desc(),
             of_owner.scalar_subquery(),
@@ -80,7 +119,7 @@ def claim(
     started = func.coalesce(Job.started_at, now())
     if not jobs.transition(
         session, job_id, "running", expected=("queued",), worker_id=worker_id, fence=Job.fence + 1,
-        attempt=Job.attempt + 1, hb_seq=0, started_at=started, phase="loading", rate=None, eta_s=None,
+        attempt=Job.attempt + 1, hb_seq=0, started_at=started, phase="loading", rate=None, eta_s=None, shared=shared,
     ):  # fmt: skip
         return None
     return session.get_one(Job, job_id, populate_existing=True)
@@ -270,17 +309,18 @@ def time_out(session: Session, unit: Unit) -> bool:
 def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: int) -> str | None:
     """T6 and T11 when the process that held the job died: resume, unless it dies again and again.
 
-    Deaths are counted since the last checkpoint that verified; a cancel request and the deadline win. Returns the
-    new state, or None when the job is no longer this attempt's.
+    Deaths are counted since the last checkpoint that verified. One that was shared with other jobs does not count,
+    because nobody knows whose it was: the job runs alone from then on. A cancel request and the deadline win.
+    Returns the new state, or None when the job is no longer this attempt's.
     """
     held = _held(session, unit)
     if held is None:
         return None
     progressed = (held.checkpoint_step or 0) > (held.deaths_checkpoint_step or 0)
-    deaths = 1 if progressed else held.deaths + 1
+    deaths = held.deaths if held.shared else 1 if progressed else held.deaths + 1
     columns: dict[str, Any] = {
         "deaths": deaths, "deaths_checkpoint_step": held.checkpoint_step, "fence": Job.fence + 1,
-        "rate": None, "eta_s": None,
+        "alone": held.alone or held.shared, "rate": None, "eta_s": None,
     }  # fmt: skip
     told = None
     if (over := _overruled(held)) is not None:
@@ -295,9 +335,11 @@ def requeue_after_death(session: Session, unit: Unit, cause: Event, max_deaths: 
         }
     else:
         to = "queued"
-        wait_s = min(2.0 ** (deaths - 1) - 1, 60.0)
+        wait_s = min(max(2.0 ** (deaths - 1) - 1, 0.0), 60.0)
         columns |= {"not_before": now() + timedelta(seconds=wait_s), "phase": "waiting"}
         told = "It goes on from its last checkpoint." if held.checkpoint_step else "It starts again."
+        if held.shared:
+            told = "It shared the process with other jobs; it starts again, alone."
     done = jobs.transition(
         session, unit.job, to, Job.fence == unit.fence, Job.hb_seq == held.hb_seq, expected=("running",),
         events=[cause], note=told, **columns,

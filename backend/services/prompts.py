@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from tokenizers import Tokenizer
 
 from backend.errors import Invalid
-from backend.models import Concept, ConceptWeights, WeightsConcept
+from backend.models import Concept, ConceptWeights, Job, WeightsConcept
 from backend.schemas.prompts import PromptReport
 from backend.schemas.weights import WeightsManifest
 from backend.services import bases
@@ -89,6 +89,32 @@ def lookup(session: Session, owner_id: str, names: list[str], base: str) -> dict
     return found
 
 
+def being_taught(
+    session: Session, owner_id: str, names: Collection[str], base: str | None
+) -> dict[str, tuple[Placeholder, Job]]:
+    """Tokens of the owner's concepts that a training teaches that has not ended (on any base where None is given),
+    each with the newest such training. The placeholder has no weights yet.
+    """
+    known = select(Concept.id, Concept.token).where(
+        Concept.owner_id == owner_id, Concept.token.in_(names), Concept.deleted_at.is_(None)
+    )
+    token_of = {row.id: row.token for row in session.execute(known)}
+    live = select(Job).where(
+        Job.owner_id == owner_id, Job.kind == "train", Job.state.in_(("blocked", "queued", "running")),
+        Job.cancel_requested_at.is_(None),
+    )  # fmt: skip
+    if base is not None:
+        live = live.where(Job.base == base)
+    found: dict[str, tuple[Placeholder, Job]] = {}
+    for job in session.scalars(live.order_by(Job.id)) if token_of else ():
+        vectors = int(job.spec["params"].get("vectors", 1))
+        for taught in job.spec["concepts"]:
+            if taught["id"] in token_of:
+                later = Placeholder(taught["token"], taught["class_noun"], vectors, "")
+                found[token_of[taught["id"]]] = later, job
+    return found
+
+
 def placeholder(weights: ConceptWeights, taught: str) -> Placeholder:
     """What weights teach under a token, from their manifest."""
     manifest = WeightsManifest.model_validate(weights.manifest)
@@ -109,12 +135,15 @@ def check(session: Session, owner_id: str, prompt: str, base: str | None = None)
     description = bases.with_tokenizer(session, bases.choose(session, base).id)
     names, text = tokens(prompt), normal(prompt)
     known = lookup(session, owner_id, names, description.id)
+    later = being_taught(session, owner_id, [name for name in names if name not in known], description.id)
+    known |= {name: taught for name, (taught, _) in later.items()}
     text = resolved(text, known)
     vectors = {each.token: each.vectors for each in known.values()}
     return PromptReport(
         tokens=counter(description.hash, description.tokenizer_json)(text, vectors),
         limit=description.prompt_limit_tokens,
         text=text,
+        awaited=[name for name in names if name in later],
         unknown=[name for name in names if name not in known],
     )
 

@@ -134,16 +134,17 @@ def _page(
 
 
 def _completions(session: Session, owner: str) -> list[dict[str, str]]:
-    """Concepts that can stand in a prompt: those with weights."""
+    """Concepts that can stand in a prompt: those with weights, and those that are being taught now."""
+    lessons = job_view.lessons(session, owner)
     rows, _ = concepts.page(session, owner, limit=MOST_CONCEPTS)
     return [
         {
             "token": concept.token,
             "name": concept.name,
-            "picture": concept.photos[0].thumbnail_url if concept.photos else "",
+            "picture": concept.picture_url or "",
         }
         for concept in concepts.to_schemas(session, rows)
-        if concept.weights
+        if concept.weights or concept.id in lessons
     ]
 
 

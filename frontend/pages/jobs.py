@@ -149,6 +149,7 @@ def finish_job(studio: Studied, owner: Owner, id: ItemId) -> Response:
 
 @router.post("/jobs/{id}/retry")
 def retry_job(studio: Studied, owner: Owner, id: ItemId) -> Response:
+    studio.storage.require_space()
     with studio.writing() as session:
         again = jobs.retry(session, owner, id, studio.settings.max_queued_jobs)
     return see(f"/jobs/{again.id}")

@@ -58,7 +58,6 @@ def queue(request: Request, studio: Studied, owner: Owner) -> Response:
 def _item(session: Session, owner: str, job: Job) -> Item:
     taught = job_view.concepts_of(session, owner, job)
     drawn, _ = images.page(session, owner, job=job.id, limit=1)
-    photos = taught[0].photos if taught else []
     ring = job_view.History(session, owner, job).ring() if job.state == "running" else None
     ended = phrases.ago(job.finished_at) if job.finished_at else ""
     return Item(
@@ -67,7 +66,7 @@ def _item(session: Session, owner: str, job: Job) -> Item:
         method=job_view.method_title(job),
         sentence=job_view.sentence(job),
         ended=ended,
-        picture=photos[0].thumbnail_url if photos else None,
+        picture=taught[0].picture_url if taught else None,
         drawn=images.to_schema(session, drawn[0]) if drawn else None,
         ring=ring,
     )

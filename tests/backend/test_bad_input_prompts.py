@@ -77,7 +77,7 @@ def test_the_box_counts_along(client: TestClient, api: Api, workshop: Workshop) 
     assert report["text"] == "a photo of <stark> dog, @nobody"
     assert report["unknown"] == ["nobody"]
     plain = client.post("/api/v1/prompts/check", json={"prompt": "a photo of dog"}).json()
-    assert plain == {"tokens": 6, "limit": 40, "text": "a photo of dog", "unknown": []}
+    assert plain == {"tokens": 6, "limit": 40, "text": "a photo of dog", "awaited": [], "unknown": []}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.backend.native_weights import manifest, native
+from tests.backend.pictures import photo
 from tests.backend.workshop import Workshop
 from tests.frontend.conftest import Api
 from tests.frontend.markup import read
@@ -38,3 +39,29 @@ def test_what_is_wrong_stands_beside_the_field(
     assert answer.status_code == 422
     assert sentence in read(answer.text).words
     assert 'aria-describedby="file-wrong"' in answer.text
+
+
+def test_an_imported_concept_has_a_gate(client: TestClient, api: Api, workshop: Workshop) -> None:
+    """First its letter and a sentence, then the newest picture that was drawn of it; a photo goes before both."""
+    client.post("/api/v1/weights/import", files={"file": ("x", native())}).raise_for_status()
+    [concept] = [each["id"] for each in client.get("/api/v1/concepts").json()["items"]]
+    page = client.get(f"/concepts/{concept}").text
+    assert "It came from another studio without photos." in read(page).words
+    name = client.get(f"/api/v1/concepts/{concept}").json()["name"]
+    for address in (f"/concepts/{concept}", "/concepts", "/", "/compose"):
+        assert (
+            f'<span class="gate-empty" aria-hidden="true"><b>{name[0]}</b></span>' in client.get(address).text
+        )
+    token = client.get(f"/api/v1/concepts/{concept}").json()["token"]
+    api.generate(f"@{token}", num_images=2)
+    newest = workshop.draw()[-1]
+    picture = f"/api/v1/images/{newest}/thumbnail"
+    assert client.get(f"/api/v1/concepts/{concept}").json()["picture_url"] == picture
+    for address in (f"/concepts/{concept}", "/concepts", "/"):
+        shown = client.get(address).text
+        assert f'<img src="{picture}"' in shown
+        assert "gate-empty" not in shown.split("gate-row")[0].split('id="train"')[0]
+    assert client.get(picture).status_code == 200
+    api.photos(concept, photo())
+    shown_now = client.get(f"/api/v1/concepts/{concept}").json()
+    assert shown_now["picture_url"] == shown_now["photos"][0]["thumbnail_url"] != picture

@@ -15,24 +15,28 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from backend.schemas.bases import BaseDescription
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.trainings import TrainSpec
 from backend.schemas.weights import TaughtToken, WeightsManifest
-from worker.executor import JobFailed, JobStopped
+from worker.executor import Ended, JobFailed, JobStopped
 from worker.pipe_run import Reporter
 from worker.recipes import image_recipe, png_chunks
 
 BASE = BaseDescription(
     id="drill", family="drill", title="Drill", resolution=64, size_multiple=8, max_size=128, hash="d" * 64,
-    methods=["custom-diffusion"], defaults={}, prompt_limit_tokens=77, tokenizer_json="{}",  # type: ignore[arg-type]
+    methods=["custom-diffusion"], defaults={}, prompt_limit_tokens=77,
+    tokenizer_json=Tokenizer(WordLevel({"x": 0}, unk_token="x")).to_str(),  # type: ignore[arg-type]
 )  # fmt: skip
 
 
@@ -44,6 +48,23 @@ class Drill:
 
     def handle(self, job: RunJob, reporter: Reporter) -> Succeeded:
         return (self._train if job.kind == "train" else self._generate)(job, reporter)
+
+    def handle_together(self, reporters: Sequence[Reporter], ended: Ended) -> None:
+        """Rounds of one picture of each job; ``fail`` in one spoils the round for all, as a shared call does."""
+        left = list(reporters)
+        for index in range(8):
+            for reporter in list(left):
+                spec = GenerateSpec.model_validate(reporter.job.spec)
+                told = dict(word.split("=") for word in spec.prompt.split() if "=" in word)
+                self._hardship(reporter.job, told, index, reporter)
+                time.sleep(float(told.get("step_s", 0.01)))
+                if index not in reporter.drawn:
+                    self._draw(spec, index, reporter)
+                done = index + 1 == spec.num_images
+                if done or reporter.asked is not None:
+                    left.remove(reporter)
+                    words = "cancelled" if reporter.asked == "cancel" else "released"
+                    ended(reporter, self._drawn(reporter) if done else JobStopped(words))
 
     def verdict(self, error: BaseException) -> JobFailed:
         return JobFailed("internal", "The drill went wrong.")
@@ -84,16 +105,22 @@ class Drill:
         told = dict(word.split("=") for word in spec.prompt.split() if "=" in word)
         for index in range(spec.num_images):
             self._hardship(job, told, index, reporter)
-            if index in job.done_indices:
+            if index in reporter.drawn:
                 continue
             time.sleep(float(told.get("step_s", 0.01)))
-            reporter.progress("drawing", index + 1, spec.num_images)
             if reporter.asked is not None:
                 raise JobStopped("cancelled" if reporter.asked == "cancel" else "released")
-            file = reporter.staging / f"{index}.png"
-            recipe = image_recipe(spec, index)
-            picture(recipe.seed, (spec.width, spec.height)).save(file, pnginfo=png_chunks(recipe))
-            reporter.image(index, recipe.seed, file)
+            self._draw(spec, index, reporter)
+        return self._drawn(reporter)
+
+    def _draw(self, spec: GenerateSpec, index: int, reporter: Reporter) -> None:
+        reporter.progress("drawing", index + 1, spec.num_images)
+        file = reporter.staging / f"{index}.png"
+        recipe = image_recipe(spec, index)
+        picture(recipe.seed, (spec.width, spec.height)).save(file, pnginfo=png_chunks(recipe))
+        reporter.image(index, recipe.seed, file)
+
+    def _drawn(self, reporter: Reporter) -> Succeeded:
         return Succeeded(**reporter.tag, files={}, report={})
 
     def _hardship(self, job: RunJob, told: dict[str, Any], step: int, reporter: Reporter) -> None:

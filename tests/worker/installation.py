@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from backend.schemas.generations import GenerateSpec
 from backend.schemas.jobs import TERMINAL
 from backend.schemas.strict import Strict
 from backend.schemas.trainings import PinnedConcept, PinnedFile, TrainSpec
-from backend.services import jobs
+from backend.services import generations, jobs
 from backend.settings import Settings
 from backend.storage import Storage
 
@@ -111,7 +111,7 @@ class Installation:
                 session, owner_id=LOCAL_OWNER, kind=kind, queue="train_any" if kind == "train" else "gen_any",
                 request={}, spec=spec, base=self.base, base_hash=self.base_hash, **more,
             )  # fmt: skip
-        self.doorbell.ring(session.info["hints"])
+        self.doorbell.ring(session.info.get("hints", ()))
         return job.id
 
     def train(
@@ -142,12 +142,21 @@ class Installation:
             seed=seed, previews=previews or [],
         ))  # fmt: skip
 
-    def generate(self, prompt: str = "a dog", num_images: int = 2, size: int = 64, **more: Any) -> str:
-        return self._enqueue("generate", GenerateSpec(**{
+    def generate(
+        self,
+        prompt: str = "a dog",
+        num_images: int = 2,
+        size: int = 64,
+        *,
+        needs: Sequence[str] = (),
+        **more: Any,
+    ) -> str:
+        spec = GenerateSpec(**{
             "prompt": prompt, "text": "a dog", "negative_prompt": "", "base": self.base, "base_hash": self.base_hash,
             "weights": [], "num_images": num_images, "seed": 5, "num_inference_steps": 2, "guidance_scale": 2.0,
             "scheduler": "ddim", "width": size, "height": size, **more,
-        }))  # fmt: skip
+        })  # fmt: skip
+        return self._enqueue("generate", spec, batch_key=generations.batch_key(spec, ()), needs=needs)
 
     def cancel(self, job_id: str) -> None:
         with self.database.write() as session:

@@ -210,7 +210,7 @@ def test_worker_and_base_are_registered(studio: Installation) -> None:
         base = session.get_one(BaseModel, "drill")
         [worker] = session.query(Worker).filter_by(state="ready")
         before = worker.hb_seq
-        assert base.tokenizer_json == "{}"
+        assert base.tokenizer_json == BASE.tokenizer_json
     assert base.hash == BASE.hash
     assert "tokenizer_json" not in base.description
     assert worker.bases == {"drill": BASE.hash}

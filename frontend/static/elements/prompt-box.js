@@ -132,7 +132,10 @@ class PromptBox extends HTMLElement {
     });
     const told = await answer.json();
     if (this.field.value.trim() !== prompt) return; // an older answer
-    if (answer.ok) counter.textContent = `${told.tokens} of ${told.limit} tokens`;
+    if (answer.ok) {
+      const awaited = told.awaited.map((token) => `@${token}`).join(" and ");
+      counter.textContent = `${told.tokens} of ${told.limit} tokens${awaited && ` · waits until ${awaited} is taught`}`;
+    }
     if (this.told) return;
     const sentences = answer.ok
       ? told.unknown.filter((token) => token !== this.typing()).map((token) => `Nothing has been taught under @${token} on this base model.`)

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit
 from worker.ml.families.base import DiffusionModel
-from worker.ml.installation import WeightEdit
+from worker.ml.installation import WeightEdit, installed
 from worker.ml.methods import method_of
 from worker.ml.run import Run
-from worker.ml.sampling.latents import Picture, sample_latents
+from worker.ml.sampling.latents import ConditioningCache, Picture, RunWatch, Watch, check, watched_latents
 from worker.ml.sampling.pixels import to_uint8
 
 
@@ -43,10 +44,41 @@ def generate(
     ``run.step("images", ...)`` every solver step. Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`,
     `MethodUnsupported` before the first step, and what `Run.step` raises.
     """
+    made = pictures(model, units)
+    for place, pixels in draw(model, made, RunWatch(run, "images", made), batch_size=batch_size):
+        yield units[place], pixels
+
+
+def pictures(
+    model: DiffusionModel, units: Sequence[GenerationUnit], cache: ConditioningCache | None = None
+) -> list[Picture]:
+    """Recipes with their weights resolved. With a ``cache`` their keys and values are computed now, so that
+    whatever is wrong with them is raised here, before they meet others in a batch.
+
+    Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`, `MethodUnsupported`.
+    """
     edits: dict[int, tuple[TextEdit, WeightEdit | None]] = {}
-    pictures = [_picture(model, unit, edits) for unit in units]
-    for place, latents in sample_latents(model, pictures, run, "images", batch_size=batch_size):
-        yield units[place], to_uint8(model.decode_latents(latents[None]))[0]
+    made = [_picture(model, unit, edits) for unit in units]
+    for picture in made:
+        check(model, picture)
+        if cache is not None:
+            texts = [picture.prompt, picture.negative] if picture.guided else [picture.prompt]
+            with torch.no_grad(), installed(model, picture.installation):
+                cache.rows(model, texts, picture.installation)
+    return made
+
+
+def draw(
+    model: DiffusionModel,
+    made: Sequence[Picture],
+    watch: Watch,
+    *,
+    cache: ConditioningCache | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yields (place in ``made``, uint8 [H, W, 3]) as batches finish; see `watched_latents`."""
+    for place, latents in watched_latents(model, made, watch, batch_size=batch_size, cache=cache):
+        yield place, to_uint8(model.decode_latents(latents[None]))[0]
 
 
 def _picture(

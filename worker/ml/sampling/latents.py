@@ -8,8 +8,9 @@ matrix products of another height).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation, installed
 from worker.ml.run import Run
-from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler
+from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler, keep_rows
 
 CELLS_PER_BATCH = {"cpu": 4 * 256, "cuda": 16 * 4096}
 """Latent cells denoised at once where the caller does not say: 4 pictures of 64 px on a CPU, 16 of 512 px on
@@ -82,6 +83,40 @@ class ConditioningCache:
         return joined.rows([place[prompt] for prompt in prompts])
 
 
+class Watch(Protocol):
+    """Who waits for the pictures of a batch; they may be several people. Places count the pictures given."""
+
+    def wanted(self, place: int) -> bool:
+        """Asked before every step: a picture that nobody wants any more leaves the batch."""
+
+    def stepped(self, places: Sequence[int], step: int) -> None:
+        """Solver step ``step`` (from 1) is made for these pictures. What it raises ends everything."""
+
+    def halved(self, size: int) -> None:
+        """The device is too small; from now on at most ``size`` pictures are drawn at once."""
+
+
+class RunWatch:
+    """All pictures are for one `Run`, whose ``step`` counts picture-steps."""
+
+    def __init__(self, run: Run, unit: str, pictures: Sequence[Picture]) -> None:
+        self._run, self._unit = run, unit
+        self._total = sum(picture.num_inference_steps for picture in pictures)
+        self._done: dict[int, int] = {}
+
+    def wanted(self, place: int) -> bool:
+        return True
+
+    def stepped(self, places: Sequence[int], step: int) -> None:
+        for place in places:
+            self._done[place] = max(step, self._done.get(place, 0))
+        self._run.step(self._unit, sum(self._done.values()), self._total)
+
+    def halved(self, size: int) -> None:
+        told = "The device has too little memory for so many pictures at once; fewer are drawn at a time."
+        self._run.note("memory_short", told)
+
+
 def sample_latents(
     model: DiffusionModel,
     pictures: Sequence[Picture],
@@ -91,32 +126,73 @@ def sample_latents(
     batch_size: int | None = None,
     cache: ConditioningCache | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yields (place in ``pictures``, latents [C, h, w] fp32) as batches finish, in the order of the first of
-    each kind.
+    """`watched_latents` for one run: ``run.step`` is called after every solver step."""
+    watch = RunWatch(run, unit, pictures)
+    return watched_latents(model, pictures, watch, batch_size=batch_size, cache=cache)
 
-    ``run.step`` is called after every solver step, counting picture-steps. Raises what `Run.step` raises,
-    `InputInvalid`, `PromptTooLong`.
+
+def watched_latents(
+    model: DiffusionModel,
+    pictures: Sequence[Picture],
+    watch: Watch,
+    *,
+    batch_size: int | None = None,
+    cache: ConditioningCache | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields (place in ``pictures``, latents [C, h, w] fp32) as batches finish, in the order of the first of
+    each kind; pictures that are no longer wanted are left out.
+
+    A batch that does not fit into the device's memory is drawn again in halves, down to one picture; then
+    OutOfMemoryError. Raises what ``watch.stepped`` raises, `InputInvalid`, `PromptTooLong`.
     """
     for picture in pictures:
-        _check(model, picture)
+        check(model, picture)
     cache = ConditioningCache() if cache is None else cache
     kinds: dict[tuple[object, ...], list[int]] = {}
     for place, picture in enumerate(pictures):
         kinds.setdefault(picture.shares_batch_with(), []).append(place)
-    total = sum(picture.num_inference_steps for picture in pictures)
-    done = 0
     for places in kinds.values():
+        waiting = places
         size = batch_size or default_batch_size(model, pictures[places[0]])
-        for start in range(0, len(places), size):
-            chosen = places[start : start + size]
-            finished = torch.empty(0)
-            # Closed again before anything is yielded: what a caller does in between finds the base model.
-            with installed(model, pictures[chosen[0]].installation):
-                for latents in _solve(model, [pictures[place] for place in chosen], cache):
-                    done += len(chosen)
-                    run.step(unit, done, total)
-                    finished = latents
-            yield from zip(chosen, finished, strict=True)
+        while waiting := [place for place in waiting if watch.wanted(place)]:
+            chosen = waiting[:size]
+            try:
+                finished = _solved(model, pictures, chosen, watch, cache)
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1:
+                    raise
+                finished = None
+            if (
+                finished is None
+            ):  # behind the handler the traceback no longer holds the tensors that did not fit
+                size = (len(chosen) + 1) // 2
+                if torch.accelerator.is_available():
+                    torch.accelerator.empty_cache()
+                watch.halved(size)
+                continue
+            waiting = waiting[size:]
+            yield from finished
+
+
+def _solved(
+    model: DiffusionModel,
+    pictures: Sequence[Picture],
+    chosen: Sequence[int],
+    watch: Watch,
+    cache: ConditioningCache,
+) -> list[tuple[int, Tensor]]:
+    """(place, latents) of those that were wanted to the end. What must be installed is removed on return: what a
+    caller does in between finds the base model.
+    """
+    batch = [pictures[place] for place in chosen]
+    finished: list[tuple[int, Tensor]] = []
+    with installed(model, batch[0].installation):
+        steps = _solve(model, batch, cache, lambda row: watch.wanted(chosen[row]))
+        for step, (rows, latents) in enumerate(steps, 1):
+            places = [chosen[row] for row in rows]
+            watch.stepped(places, step)
+            finished = list(zip(places, latents, strict=True)) if step == batch[0].num_inference_steps else []
+    return finished
 
 
 def default_batch_size(model: DiffusionModel, picture: Picture) -> int:
@@ -132,7 +208,8 @@ def first_noise(model: DiffusionModel, picture: Picture) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def _check(model: DiffusionModel, picture: Picture) -> None:
+def check(model: DiffusionModel, picture: Picture) -> None:
+    """Raises `InputInvalid` for a size, scheduler or number of steps that the model does not do."""
     description = model.description
     for side in (picture.width, picture.height):
         if side % description.size_multiple or not 0 < side <= description.max_size:
@@ -146,17 +223,22 @@ def _check(model: DiffusionModel, picture: Picture) -> None:
         raise InputInvalid("A picture needs at least one step.")
 
 
-def _solve(model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningCache) -> Iterator[Tensor]:
-    """Yields the latents [B, C, h, w] after each solver step; the last are the result.
+def _solve(
+    model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningCache, wanted: Callable[[int], bool]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields (rows of the batch that are wanted, their latents [rows, C, h, w]) after each solver step; the last
+    are the result. Ends when no row is wanted.
 
     Guidance: ``n + w (p - n)`` with p and n the predictions for prompt and negative prompt (Ho & Salimans
     2022, eq. 6 in the parametrisation where w = 1 is no guidance).
     """
+    guided = batch[0].guided
+    rows = list(range(len(batch)))
     # Gradient mode is set per step and not around the yields: a generator must not leak it into its caller.
     with torch.no_grad():
         scheduler = build_scheduler(batch[0].scheduler, model.scheduler_config, batch[0].num_inference_steps)
         prompts = [picture.prompt for picture in batch]
-        if batch[0].guided:
+        if guided:
             prompts = [picture.negative for picture in batch] + prompts
         conditioning = cache.rows(model, prompts, batch[0].installation)
         scale = torch.tensor([picture.guidance_scale for picture in batch], device=model.device)[
@@ -166,10 +248,19 @@ def _solve(model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningC
         latents = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         with torch.no_grad():
-            scaled = scheduler.scale_model_input(torch.cat([latents] * 2) if batch[0].guided else latents, t)
+            kept = [row for row in rows if wanted(row)]
+            if not kept:
+                return
+            if kept != rows:
+                index = [rows.index(row) for row in kept]
+                both = index + [len(rows) + place for place in index] if guided else index
+                latents, scale, conditioning = latents[index], scale[index], conditioning.rows(both)
+                keep_rows(scheduler, index)
+                rows = kept
+            scaled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
             predicted = model.predict(scaled, t.to(model.device), conditioning).float()
-            if batch[0].guided:
+            if guided:
                 negative, positive = predicted.chunk(2)
                 predicted = negative + scale * (positive - negative)
             latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
-        yield latents
+        yield rows, latents

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -33,3 +34,13 @@ def build_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: i
     scheduler = SCHEDULERS[name](dict(config))
     scheduler.set_timesteps(num_inference_steps)
     return scheduler
+
+
+def keep_rows(scheduler: Any, rows: Sequence[int]) -> None:
+    """Multi-step solvers remember what was predicted before, [B, C, h, w] each: from now on only these rows."""
+
+    def kept(value: Any) -> Any:
+        return value[list(rows)] if isinstance(value, torch.Tensor) and value.ndim == 4 else value
+
+    for name, value in vars(scheduler).items():
+        setattr(scheduler, name, [kept(each) for each in value] if isinstance(value, list) else kept(value))
