@@ -33,6 +33,7 @@ PHASES: dict[str, dict[str, Any]] = {
     },
     "training": {"words": "Training", "begin": 0.25, "end": 1.0},
     "drawing": {"words": "Drawing", "begin": 0.0, "end": 1.0},
+    "compressing": {"words": "Making it smaller", "begin": 0.0, "end": 1.0},
     "saving": {"words": "Saving and measuring what has changed"},
 }
 """Phases of the worker as a person reads them, and the part of the gate's ring that each one fills. A phase without
@@ -132,6 +133,15 @@ def ring(name: str, step: int, total: int) -> float | None:
     return float(part["begin"] + (part["end"] - part["begin"]) * done)
 
 
+def layer(site: str) -> str:
+    """``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k`` as ``down 1.0 keys``."""
+    parts = site.removeprefix("site.").split(".")
+    place = parts[0].removesuffix("_blocks").removesuffix("_block")
+    numbers = [part for part in parts[1:] if part.isdigit()][:2]
+    role = {"to_k": "keys", "to_v": "values", "to_q": "queries", "to_out": "output"}
+    return " ".join([place, ".".join(numbers), role.get(parts[-1], parts[-1])]).replace("  ", " ")
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "size": size,
@@ -141,4 +151,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "state": state,
     "kind": kind,
+    "layer": layer,
 }

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from frontend import phrases, pictures, version_view
+from frontend import phrases, pictures
 
 
 @pytest.mark.parametrize(
@@ -54,5 +54,5 @@ def test_small_pictures_grow_at_most_fourfold(natural: tuple[int, int], in_grid:
 
 def test_layers_have_short_names() -> None:
     site = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-    assert version_view.short(site) == "down 1.0 keys"
-    assert version_view.short("mid_block.attentions.0.transformer_blocks.0.attn2.to_v") == "mid 0.0 values"
+    assert phrases.layer(site) == "down 1.0 keys"
+    assert phrases.layer("mid_block.attentions.0.transformer_blocks.0.attn2.to_v") == "mid 0.0 values"

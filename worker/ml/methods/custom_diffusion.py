@@ -22,10 +22,11 @@ from torch import Tensor
 from backend.schemas.methods.custom_diffusion import CARD, CustomDiffusionParams
 from backend.schemas.weights import WeightsManifest
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import DenseChange, TextEdit
+from worker.ml.conditioning import DenseChange, MatrixChange, TextEdit
 from worker.ml.errors import WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
+from worker.ml.stored_changes import read_change
 from worker.ml.taught_words import rare_rows, taught_rows
 from worker.ml.training.lessons import (
     ConceptExamples,
@@ -92,31 +93,38 @@ class CustomDiffusion:
         )
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
-        deltas = self.deltas(model, weights)
-        moved = {name: DenseChange(delta.to(model.device, model.dtype)) for name, delta in deltas.items()}
-        return TextEdit(taught_rows(model, weights), moved, negative=True)
+        return TextEdit(taught_rows(model, weights), learned_changes(model, weights), negative=True)
 
     def installation(self, model: DiffusionModel, weights: ConceptWeights) -> None:
         """Nothing: text side."""
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
-        check_base(model, weights)
-        expected = {
-            site.name: site.weight.shape
-            for layer in model.cross_attention()
-            for site in (layer.key, layer.value)
-        }
-        found = weights.site_parts()
-        if found.keys() != expected.keys() or any(parts.keys() != {"delta"} for parts in found.values()):
-            raise WeightsInvalid(
-                "The weights do not name the key and value matrices of this base model, each once."
-            )
-        for name, shape in expected.items():
-            if found[name]["delta"].shape != shape:
-                raise WeightsInvalid(
-                    f"The change of {name} has shape {list(found[name]['delta'].shape)}, not {list(shape)}."
-                )
-        return {name: parts["delta"].float() for name, parts in found.items()}
+        return {name: change.dense().float() for name, change in learned_changes(model, weights).items()}
+
+
+def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[str, MatrixChange]:
+    """The change of every key and value matrix, on the device; of weights that were made smaller, of those matrices
+    of which something was kept. Raises `WeightsInvalid`.
+    """
+    check_base(model, weights)
+    expected = {
+        site.name: tuple(site.weight.shape)
+        for layer in model.cross_attention()
+        for site in (layer.key, layer.value)
+    }
+    found = weights.site_parts()
+    complete = found.keys() == expected.keys() and all(parts.keys() == {"delta"} for parts in found.values())
+    smaller = weights.manifest.compression is not None and found.keys() <= expected.keys()
+    if not (complete or smaller) or weights.site_parts("encoder"):
+        raise WeightsInvalid(
+            "The weights do not name the key and value matrices of this base model, each once."
+        )
+    changes: dict[str, MatrixChange] = {}
+    for name, parts in found.items():
+        change = read_change(name, parts, expected[name], model.device)
+        dense = isinstance(change, DenseChange)
+        changes[name] = DenseChange(change.dense().to(model.dtype)) if dense else change
+    return changes
 
 
 def untrained_edit(model: DiffusionModel, concepts: Sequence[ConceptExamples]) -> TextEdit:
