@@ -16,7 +16,7 @@ def version(client: TestClient, api: Api, workshop: Workshop) -> tuple[str, str]
     """Page of a concept with an imported version, and address of the version's form."""
     concept = f"/concepts/{api.concept('Rex')['id']}"
     client.post(f"{concept}/weights", files={"file": ("x", native())})
-    [address] = [one for one in read(client.get(concept).text).addresses if one.endswith("/smaller")]
+    [address] = [one for one in read(client.get(concept).text).addresses if "/smaller" in one]
     return concept, address
 
 
@@ -34,7 +34,7 @@ def test_a_smaller_version_by_form(client: TestClient, workshop: Workshop, versi
     assert "one rank for all would be off by 20.0 %" in page.words
     assert "mid keys" in page.words
     assert "2 of 4" in page.words
-    assert len([one for one in page.addresses if one.endswith("/smaller")]) == 2
+    assert len([one for one in page.addresses if "/smaller" in one]) == 2
 
 
 @pytest.mark.parametrize(
