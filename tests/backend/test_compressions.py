@@ -143,9 +143,10 @@ def test_every_criterion_has_its_field() -> None:
 def test_smaller_weights_of_another_studio_are_imported(
     client: TestClient, workshop: Workshop, int8: bool
 ) -> None:
-    made = brought(client, smaller(int8=int8))
+    content = smaller(int8=int8)
+    made = brought(client, content)
     assert made["manifest"]["compression"]["value"] == 2
-    assert client.get(made["file_url"]).content == smaller(int8=int8)
+    assert client.get(made["file_url"]).content == content
 
 
 def test_smaller_weights_that_are_not_right_are_refused(client: TestClient, workshop: Workshop) -> None:
