@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from backend.confined import confine
 from backend.schemas.weights import ReadWeights, TensorShape, WeightsManifest
+from backend.schemas.weights_layout import WIDTH_BYTES
 
 CPU_S = 60
 HEADER_LIMIT_BYTES = 4 << 20
@@ -25,7 +26,6 @@ METADATA_LIMIT_CHARACTERS = 64_000
 MOST_TENSORS = 20_000
 LARGEST_VALUE = 1e4
 """No change of a matrix and no word vector comes near this; 1e30 would be finite and still make every picture NaN."""
-WIDTH_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 METADATA_KEYS = re.compile(r"format|moongate|modelspec\.[a-z_]{1,40}|ss_[a-z_]{1,40}")
 _CHUNK_BYTES = 8 << 20
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x89HDF", b"GGUF")
@@ -156,6 +156,8 @@ def _require_sound(file: BinaryIO, count: int, name: str, dtype: str) -> None:
 def _numbers(chunk: bytes, dtype: str) -> np.ndarray[Any, Any]:
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(chunk, "<u2").astype("<u4") << 16).view("<f4")
+    if dtype == "I8":
+        return np.frombuffer(chunk, "i1").astype(np.int16)
     return np.frombuffer(chunk, "<f4" if dtype == "F32" else "<f2")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import subjects
+from benchmarks import compression, subjects
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,7 +34,7 @@ def main() -> None:
         KINDS[kind](path, HERE / "results", arguments.work, only)
 
 
-KINDS = {"subjects": subjects.run}
+KINDS = {"subjects": subjects.run, "compression": compression.run}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from backend.errors import NotFound
 from backend.models import JobEvent
 from backend.schemas.concepts import Concept
 from backend.schemas.jobs import TERMINAL, Job
-from backend.services import concepts, jobs
+from backend.services import concepts, jobs, weights
 from frontend import phrases
 
 ALL_EVENTS = 20_000
@@ -24,9 +25,14 @@ def is_live(job: Job) -> bool:
 
 
 def concepts_of(session: Session, owner: str, job: Job) -> list[Concept]:
-    """The concepts that a training teaches; forgotten ones are left out."""
+    """The concepts that a training teaches, or whose weights are made smaller; forgotten ones are left out."""
+    named = job.request.get("concepts", [])
+    if job.kind == "compress":
+        with suppress(NotFound):
+            row = weights.get(session, owner, job.request["weights"])
+            named = weights.to_schema(session, row).concepts
     found = []
-    for concept_id in job.request.get("concepts", []):
+    for concept_id in named:
         try:
             found.append(concepts.to_schema(session, concepts.get(session, owner, concept_id)))
         except NotFound:
@@ -39,6 +45,9 @@ def headline(job: Job, taught: Iterable[Concept] = ()) -> str:
     if job.kind == "train":
         names = " and ".join(concept.name for concept in taught) or "a concept"
         return f"{'Taught' if job.state == 'succeeded' else 'Learning'} {names}"
+    if job.kind == "compress":
+        names = " and ".join(concept.name for concept in taught) or "a concept"
+        return f"{'Made' if job.state == 'succeeded' else 'Making'} {names} smaller"
     if job.kind == "generate":
         return str(job.request.get("prompt", "Pictures"))
     return phrases.kind(job.kind)

@@ -35,6 +35,7 @@ PHASES: dict[str, dict[str, Any]] = {
     },
     "training": {"words": "Training", "begin": 0.25, "end": 1.0},
     "drawing": {"words": "Drawing", "begin": 0.0, "end": 1.0},
+    "compressing": {"words": "Making it smaller", "begin": 0.0, "end": 1.0},
     "saving": {"words": "Saving and measuring what has changed"},
 }
 """Phases of the worker as a person reads them, and the part of the gate's ring that each one fills. A phase without
@@ -139,6 +140,19 @@ def ring(name: str, step: int, total: int) -> float | None:
     return float(part["begin"] + (part["end"] - part["begin"]) * done)
 
 
+def layer(site: str) -> str:
+    """``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k`` as ``down 1.0 cross keys``."""
+    parts = site.removeprefix("site.").split(".")
+    place = parts[0].removesuffix("_blocks").removesuffix("_block").replace("_", " ")
+    numbers = ".".join([part for part in parts[1:] if part.isdigit()][:2])
+    words = {"to_k": "keys", "to_v": "values", "to_q": "queries", "to_out": "output", "attn1": "self",
+             "attn2": "cross"}  # fmt: skip
+    attention = next((words[part] for part in parts if part in ("attn1", "attn2")), "")
+    role = next((part for part in reversed(parts) if not part.isdigit()), "")
+    said = [place, numbers, attention, words.get(role, role.replace("_", " ") if role != parts[0] else "")]
+    return " ".join(filter(None, said))
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "size": size,
@@ -149,4 +163,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "state": state,
     "kind": kind,
     "method": method,
+    "layer": layer,
 }

@@ -15,7 +15,7 @@ from worker.pipe_run import boot_clock
 
 WRITE_S = 1.0
 """Progress and losses are stored together, at most this often; notes and new phases at once."""
-_WORKING = ("training", "drawing")
+_WORKING = ("training", "drawing", "compressing")
 
 
 @dataclass

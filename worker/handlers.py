@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from backend.failpoints import fp
+from backend.schemas.compressions import CompressSpec
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import TrainSpec
@@ -21,6 +22,8 @@ from worker.bases import keep_description, kept_description
 from worker.drawing import draw_alone, draw_together
 from worker.executor import Ended, JobFailed, JobStopped
 from worker.ml.analysis import weight_change
+from worker.ml.compression import compress
+from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import BaseUnusable, MLError
 from worker.ml.families import describe_base
 from worker.ml.methods import METHODS, ConceptExamples
@@ -111,6 +114,7 @@ class Workshop:
         self._kinds: dict[str, Callable[[RunJob, Reporter], Succeeded]] = {
             "train": self._train,
             "generate": self._generate,
+            "compress": self._compress,
         }
 
     def start(self, config: dict[str, Any]) -> Ready:
@@ -206,6 +210,26 @@ class Workshop:
     def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
         model = self._models.get(Path(job.base_folder))
         return draw_alone(model, reporter, PipeRun(job, reporter))
+
+    def _compress(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        spec = CompressSpec.model_validate(job.spec)
+        [parent] = spec.weights
+        weights = ConceptWeights.load(Path(job.inputs[parent.file.storage_key]))
+        smaller = compress(weights, spec.compression, parent.file.id, PipeRun(job, reporter))
+        model = self._models.get(Path(job.base_folder))
+        reporter.progress("saving", 1, 1)
+        analysis = weight_change(model, smaller.weights)
+        file = reporter.staging / "weights.safetensors"
+        fp("result.before_write")
+        smaller.weights.save(file)
+        report = {
+            "analysis": analysis.model_dump(mode="json"),
+            "steps": weights.manifest.steps,
+            "compression": smaller.report.model_dump(mode="json"),
+        }
+        return Succeeded(
+            **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
+        )
 
 
 def handlers() -> Workshop:

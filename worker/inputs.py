@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from backend.schemas.compressions import CompressSpec
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.trainings import PinnedFile, TrainSpec
 from backend.storage import Storage
@@ -25,11 +26,16 @@ def _of_generation(spec: dict[str, Any]) -> list[PinnedFile]:
     return [weights.file for weights in GenerateSpec.model_validate(spec).weights]
 
 
+def _of_compression(spec: dict[str, Any]) -> list[PinnedFile]:
+    return [weights.file for weights in CompressSpec.model_validate(spec).weights]
+
+
 PINNED: dict[str, Callable[[dict[str, Any]], list[PinnedFile]]] = {
     "train": _of_training,
     "generate": _of_generation,
+    "compress": _of_compression,
 }
-_WORDS = {"train": "Photo", "generate": "Weights"}
+_WORDS = {"train": "Photo", "generate": "Weights", "compress": "Weights"}
 
 
 def verified_inputs(storage: Storage, kind: str, spec: dict[str, Any]) -> dict[str, str]:

@@ -19,6 +19,7 @@ PHASES = {
     "photos": "preparing",
     "preview": "training",
     "images": "drawing",
+    "compress": "compressing",
 }
 """What a unit of work of the science is called on a page; everything else is training."""
 Asked = Literal["cancel", "finish", "release"]

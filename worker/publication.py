@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from backend.failpoints import fp
 from backend.models import Artifact, Job
+from backend.schemas.compressions import CompressSpec
 from backend.schemas.executor import ImageDone, Preview, Succeeded
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.trainings import TrainSpec
@@ -86,7 +87,8 @@ class Publication:
         return published
 
     def _weights(self, attempt: Attempt, done: Succeeded) -> NewWeights:
-        spec = TrainSpec.model_validate(attempt.spec)
+        made_by = CompressSpec if attempt.kind == "compress" else TrainSpec
+        spec = made_by.model_validate(attempt.spec)
         path = _inside(attempt.staging, done.files["weights"])
         manifest = verified_weights(path, spec)
         report = dict(done.report)

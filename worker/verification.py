@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from backend.schemas.compressions import CompressSpec
 from backend.schemas.trainings import TrainSpec
 from backend.schemas.weights import WeightsManifest
 
@@ -57,9 +58,11 @@ def _finite(content: bytes, dtype: str) -> bool:
     return True
 
 
-def verified_weights(path: Path, spec: TrainSpec) -> WeightsManifest:
-    """The same, and the manifest is about this training. Raises OutputInvalid."""
+def verified_weights(path: Path, spec: TrainSpec | CompressSpec) -> WeightsManifest:
+    """The same, and the manifest is about this training, or these weights made smaller. Raises OutputInvalid."""
     manifest = weights_manifest(path)
+    if isinstance(spec, CompressSpec):
+        return _of_compression(manifest, spec)
     asked = (
         spec.method,
         spec.base,
@@ -76,6 +79,15 @@ def verified_weights(path: Path, spec: TrainSpec) -> WeightsManifest:
     )
     if asked != got:
         raise OutputInvalid("the manifest is about another training")
+    return manifest
+
+
+def _of_compression(manifest: WeightsManifest, spec: CompressSpec) -> WeightsManifest:
+    [parent] = spec.weights
+    asked = (spec.base, spec.base_hash, spec.compression, [parent.file.id], sorted(parent.tokens))
+    tokens = sorted(taught.token for taught in manifest.tokens)
+    if asked != (manifest.base, manifest.base_hash, manifest.compression, manifest.parents, tokens):
+        raise OutputInvalid("the manifest is about other weights, or another compression")
     return manifest
 
 

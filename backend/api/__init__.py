@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backend.api import (
     bases,
+    compressions,
     concepts,
     events,
     generations,
@@ -24,6 +25,7 @@ ROUTERS = (
     concepts.router,
     photos.router,
     trainings.router,
+    compressions.router,
     prompts.router,
     generations.router,
     jobs.router,

@@ -13,6 +13,10 @@ Side = Literal["text", "weights"]
 """Whether a concept only changes the text keys and values, or weights of the denoiser (design 1)."""
 
 
+Criterion = Literal["rank", "nuclear", "energy", "bytes", "token-only"]
+Precision = Literal["float32", "float16", "int8"]
+
+
 class TaughtToken(Strict):
     """One placeholder token that weights teach: ``<token>`` in the encoder's text, ``@token`` in a prompt."""
 
@@ -26,6 +30,18 @@ class TaughtToken(Strict):
         default_factory=list,
         description="where the vectors differ from layer to layer: names of the cross-attention layers, in order",
     )
+
+
+class Compression(Strict):
+    """How weights were made smaller than those they come from: what each site's change was cut to, and how its
+    factors are stored. ``value``: the rank, the share (0..1) of the sum of singular values (``nuclear``) or of their
+    squares (``energy``), or the most bytes of the file; 0 where the word alone was kept.
+    """
+
+    method: Literal["svd"] = "svd"
+    criterion: Criterion
+    value: float
+    precision: Precision
 
 
 class WeightsManifest(Strict):
@@ -42,14 +58,15 @@ class WeightsManifest(Strict):
     params: dict[str, Any]
     seed: int
     steps: int = Field(description="optimiser steps that were really made")
-    parents: list[str] = Field(default_factory=list, description="ids of merged weights")
+    parents: list[str] = Field(default_factory=list, description="ids of the weights these were made from")
+    compression: Compression | None = None
     code_version: str
 
 
 class TensorShape(Strict):
     """Type and shape of one tensor of a file."""
 
-    dtype: Literal["F32", "F16", "BF16"]
+    dtype: Literal["F32", "F16", "BF16", "I8"]
     shape: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
 
 
@@ -70,7 +87,7 @@ class Weights(Strict):
     sha256: str
     parents: list[Id]
     report: dict[str, Any]
-    job: Id | None = Field(description="the training that made them; null when they were imported")
+    job: Id | None = Field(description="the job that made them; null when they were imported")
     file_url: str
     created_at: datetime
 

@@ -72,7 +72,7 @@ def completed(session: Session, job: Job, needed: list[Job]) -> dict[str, Any]:
     if len(rows) < len(needed):
         raise Invalid("What was learned for these pictures has been deleted meanwhile.", code="input_invalid")
     spec = spec.model_copy(
-        update={"weights": [*spec.weights, *(_pinned(session, row, 1.0, None) for row in rows)]}
+        update={"weights": [*spec.weights, *(pinned(session, row, 1.0, None) for row in rows)]}
     )
     used = [each.file.id for each in spec.weights]
     manifests = session.scalars(select(ConceptWeights.manifest).where(ConceptWeights.id.in_(used)))
@@ -111,7 +111,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         negative_prompt=negative,
         base=base.id,
         base_hash=base.hash,
-        weights=[_pinned(session, row, scale, gates.get(row.id)) for row, scale in chosen],
+        weights=[pinned(session, row, scale, gates.get(row.id)) for row, scale in chosen],
         num_images=body.num_images,
         seed=body.seed if body.seed is not None else random.getrandbits(32),
         num_inference_steps=body.num_inference_steps or defaults.num_inference_steps,
@@ -227,7 +227,8 @@ def _size(body: GenerationCreate, base: BaseModelInfo) -> tuple[int, int]:
     return sides["width"], sides["height"]
 
 
-def _pinned(session: Session, row: ConceptWeights, scale: float, gate: Gate | None) -> PinnedWeights:
+def pinned(session: Session, row: ConceptWeights, scale: float, gate: Gate | None = None) -> PinnedWeights:
+    """Weights by content, with what they teach."""
     links = session.scalars(
         select(WeightsConcept).where(WeightsConcept.weights_id == row.id).order_by(WeightsConcept.token)
     ).all()

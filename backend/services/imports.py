@@ -165,12 +165,38 @@ def _check_tensors(read: ReadWeights, base: BaseDescription) -> None:
         if taught.vectors
     }
     written = WRITES[manifest.method](manifest, base)
+    if manifest.compression is not None:
+        if manifest.method != "custom-diffusion":
+            raise _wrong("Weights of this method that were made smaller cannot be imported.")
+        written = _smaller_sites(read, base)
+    in_bytes = {name.removesuffix(".scale") for name in written if name.endswith(".scale")}
     if read.tensors.keys() != rows.keys() | written.keys():
         raise _wrong("The file lacks tensors that its method writes for this base model, or has others.")
     for name, tensor in read.tensors.items():
         expected = written.get(name) or [rows[name], base.token_width]
         if tensor.shape != expected:
             raise _wrong("A tensor of the file does not have the shape that this base model needs.")
+        if (tensor.dtype == "I8") != (name.removesuffix(".down").removesuffix(".up") in in_bytes):
+            raise _wrong("A tensor of the file is not of the type that its method writes.")
+
+
+def _smaller_sites(read: ReadWeights, base: BaseDescription) -> dict[str, list[int]]:
+    """Tensors with their shapes that weights may have which were made smaller: for each site the matrix, or its
+    factors with or without a scale, or nothing.
+    """
+    found: dict[str, list[int]] = {}
+    for site, (rows, columns) in base.text_sites.items():
+        down = read.tensors.get(f"site.{site}.down")
+        if down is not None:
+            rank = down.shape[0]
+            if rank > min(rows, columns):
+                raise _wrong("A tensor of the file does not have the shape that this base model needs.")
+            found[f"site.{site}.down"], found[f"site.{site}.up"] = [rank, columns], [rows, rank]
+            if f"site.{site}.scale" in read.tensors:
+                found[f"site.{site}.scale"] = [rank]
+        elif f"site.{site}.delta" in read.tensors:
+            found[f"site.{site}.delta"] = [rows, columns]
+    return found
 
 
 def _concepts(

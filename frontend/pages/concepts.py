@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from backend.errors import AppError
 from backend.schemas.methods import CARDS
 from backend.services import concepts, images, samples
 from backend.studio import Studio
-from frontend import job_view, training_form, version_view
+from frontend import job_view, smaller_form, training_form, version_view
 from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, text
 from frontend.method_fields import Given
 from frontend.rendering import PageRoute, render, see
@@ -59,9 +59,12 @@ def concept_page(
     *,
     errors: dict[str, str] | None = None,
     given: Given | None = None,
+    smaller: dict[str, Any] | None = None,
     status: int = 200,
 ) -> Response:
-    """The page of a concept, with what was wrong with a form on it."""
+    """The page of a concept, with what was wrong with a form on it. ``smaller``: id of a version, and errors and given
+    values of its form.
+    """
     with studio.reading() as session:
         concept = concepts.to_schema(session, concepts.get(session, owner, concept_id))
         drawn, _ = images.page(session, owner, concept=concept_id, limit=PICTURES)
@@ -72,7 +75,10 @@ def concept_page(
             concept=concept,
             job=job_view.lessons(session, owner).get(concept_id),
             images=images.to_schemas(session, drawn),
-            versions=version_view.versions(session, owner, concept),
+            versions=version_view.versions(session, studio.storage, owner, concept),
+            smaller=smaller,
+            criteria=smaller_form.CRITERIA,
+            most_sites=smaller_form.MOST_SITES,
             errors=errors or {},
             **training_form.view(session, concept, given or request.query_params, errors or {}),
         )

@@ -86,6 +86,9 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         elif name == "weights":
             used = [f"@{' @'.join(one['tokens'])} at {one['scale']}" for one in value]
             rows.append(("Weights", ", ".join(used) or "the base model as it is"))
+        elif name == "compression":
+            rows.append(("Kept by", f"{value['criterion']}, {value['value']:g}"))
+            rows.append(("Stored as", _plain(value["precision"])))
         else:
             rows.append((_title(name), _plain(value)))
     return rows

@@ -221,3 +221,18 @@ def test_the_curl_journey_of_the_readme(studio: RunningStudio, tmp_path: Path) -
     assert Image.open(tmp_path / "stark-in-the-snow.png").size >= (64, 64)
     with safe_open(tmp_path / "stark.safetensors", "pt") as file:
         assert "moongate" in file.metadata()
+
+
+def test_weights_are_made_smaller_and_draw(client: httpx.Client, training: dict[str, Any]) -> None:
+    old = client.get(f"/weights/{training['result']['weights']}").raise_for_status().json()
+    budget = old["size_bytes"] // 5
+    body = {"weights": old["id"], "max_bytes": budget, "precision": "int8"}
+    done = finished(client, client.post("/compressions", json=body).raise_for_status().json())
+    new = client.get(f"/weights/{done['result']['weights']}").raise_for_status().json()
+    report = new["report"]["compression"]
+    assert new["size_bytes"] == report["bytes_after"] <= budget
+    assert (new["parents"], report["bytes_before"]) == ([old["id"]], old["size_bytes"])
+    assert 0 < report["relative_error"] < report["one_rank"]["relative_error"] + 0.02
+    assert client.get(f"/weights/{new['id']}/analysis").json()["mean_by_group"]["cross-attention"] > 0
+    asked = {"prompt": "@stark", "weights": [{"id": new["id"]}], "num_images": 1, "num_inference_steps": 2}
+    assert len(finished(client, client.post("/generations", json=asked).json())["result"]["images"]) == 1

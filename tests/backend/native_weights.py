@@ -20,7 +20,7 @@ def manifest(*tokens: str, **changes: Any) -> dict[str, Any]:
     said: dict[str, Any] = {
         "format_version": 1, "method": card.name, "side": "text", "base": "toy", "base_family": "toyworld",
         "base_hash": "ab" * 32, "prediction_type": "epsilon", "params": card.params_type().model_dump(mode="json"),
-        "seed": 5, "steps": 250, "parents": [], "code_version": "0.1.0",
+        "seed": 5, "steps": 250, "parents": [], "compression": None, "code_version": "0.1.0",
         "tokens": [
             {"token": t, "class_noun": "dog", "kind": "subject", "vectors": 1, "layers": []} for t in tokens or ("mia",)
         ],
@@ -76,6 +76,21 @@ def one_word_tensors(said: dict[str, Any]) -> Tensors:
         f"token.{t}.{state}": [1, TOKEN_WIDTH] for t in tokens for state in (*states, "learned", "start")
     }
     return {name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+
+
+def smaller(rank: int = 2, *, int8: bool = False) -> bytes:
+    """A file whose changes were cut to ``rank``; of one site nothing was kept."""
+    held = tensors()
+    dropped, site = (name.removesuffix(".delta") for name in sorted(held) if name.startswith("site."))
+    del held[f"{dropped}.delta"], held[f"{site}.delta"]
+    rows, columns = TEXT_SITES[site.removeprefix("site.")]
+    kind = "int8" if int8 else "float16"
+    held |= {f"{site}.down": np.ones((rank, columns), kind), f"{site}.up": np.ones((rows, rank), kind)}
+    if int8:
+        held[f"{site}.scale"] = np.full(rank, 0.01, "float32")
+    cut = {"method": "svd", "criterion": "rank", "value": rank, "precision": kind}
+    parents = ["019a0000-0000-7000-8000-000000000000"]
+    return native(manifest(compression=cut, parents=parents), held)
 
 
 def native(said: dict[str, Any] | str | None = None, data: Tensors | None = None, **metadata: str) -> bytes:

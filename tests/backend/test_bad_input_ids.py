@@ -132,6 +132,8 @@ def test_foreign_ids_in_bodies_and_filters(client: TestClient, foreign: dict[str
     assert client.post("/api/v1/weights/import", **sent).status_code == 404
     body = {"prompt": "a dog", "weights": [{"id": foreign["weights"]}]}
     assert client.post("/api/v1/generations", json=body).status_code == 404
+    body = {"weights": foreign["weights"], "rank": 1}
+    assert client.post("/api/v1/compressions", json=body).status_code == 404
     for path in ("concepts", "jobs", "weights", "images"):
         assert client.get(f"/api/v1/{path}").json()["items"] == []
     for name in ("concept", "weights", "job"):

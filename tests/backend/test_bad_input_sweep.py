@@ -26,6 +26,7 @@ GOOD = {
     "start_generation": {"prompt": "a dog"},
     "check_prompt": {"prompt": "a dog"},
     "update_image": {"starred": True},
+    "start_compression": {"weights": "01900000-0000-7000-8000-000000000000", "rank": 1},
 }
 
 

@@ -11,8 +11,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
-from backend.models import Job
+from backend.models import ConceptWeights, Job
 from backend.schemas.bases import BaseDescription, SamplingDefaults
+from backend.schemas.compressions import CompressionReport, CompressSpec, SiteCompression, SizeAndError
 from backend.schemas.executor import Unit
 from backend.schemas.generations import ImageRecipe, WeightsChoice
 from backend.schemas.trainings import PinnedConcept
@@ -74,8 +75,8 @@ class Workshop:
             job = leases.claim(
                 session,
                 self.worker_id,
-                queues=("gen_any", "train_any"),
-                kinds={"train": 1, "generate": 1},
+                queues=("gen_any", "train_any", "cpu"),
+                kinds={"train": 1, "generate": 1, "compress": 1},
                 base_hashes=["ab" * 32],
             )
         assert job is not None
@@ -100,6 +101,34 @@ class Workshop:
             assert publishing.succeed(
                 session, unit, result={"report": {}}, metrics={"run_s": 2.0}, weights=new
             )
+        return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
+
+    def compress(self) -> str:
+        """Claim a compression and publish a copy of the file as the smaller weights; their id."""
+        job = self.claim()
+        unit, spec = Unit(job=job.id, fence=job.fence), CompressSpec.model_validate(job.spec)
+        [parent] = spec.weights
+        with self.studio.reading() as session:
+            old = WeightsManifest.model_validate(session.get_one(ConceptWeights, parent.file.id).manifest)
+        manifest = old.model_copy(update={"compression": spec.compression, "parents": [parent.file.id]})
+        report = CompressionReport(
+            criterion=spec.compression.criterion, value=spec.compression.value, precision=spec.compression.precision,
+            bytes_before=1_500_000, bytes_after=300_000, discarded_energy=0.01, relative_error=0.1,
+            sites=[SiteCompression(site="site.mid_block.attn2.to_k", shape=[4, 6], full_rank=4, rank=2, form="factors",
+                                   bytes=240, discarded_energy=0.01, relative_error=0.1)],
+            one_rank=SizeAndError(bytes=290_000, relative_error=0.2),
+            curve=[SizeAndError(bytes=5000, relative_error=1.0), SizeAndError(bytes=900_000, relative_error=0.02)],
+        )  # fmt: skip
+        file = self.studio.storage.put(self.studio.storage.path(parent.file.storage_key).read_bytes())
+        with self.studio.writing() as session:
+            new = NewWeights(
+                manifest=manifest,
+                analysis=None,
+                report={"compression": report.model_dump(mode="json")},
+                file=file,
+                concepts=spec.concepts,
+            )
+            assert publishing.succeed(session, unit, result={}, metrics={"run_s": 1.0}, weights=new)
         return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
 
     def draw(self) -> list[str]:

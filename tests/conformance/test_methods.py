@@ -16,12 +16,14 @@ from torch import Tensor
 
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import Preset
+from backend.schemas.weights import Compression
 from tests.ml.teaching import everything, prepare, same, stark, teach
 from tests.ml.tiny_base import write_tiny_base
 from worker.ml.analysis import weight_change
+from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit, TokenRows, text_kv
-from worker.ml.errors import MethodUnsupported
+from worker.ml.errors import InputInvalid, MethodUnsupported
 from worker.ml.families import FAMILIES, load_base
 from worker.ml.families.base import DiffusionModel
 from worker.ml.gates import gated_change
@@ -29,6 +31,7 @@ from worker.ml.installation import WeightEdit, installed
 from worker.ml.methods import METHODS
 from worker.ml.methods.base import NotAdditive
 from worker.ml.run import Cancelled, InProcessRun, Released
+from worker.ml.stored_changes import is_matrix
 from worker.ml.streams import rng
 from worker.ml.training.loop import Progress, advance
 from worker.ml.training.losses import masked_squared_error
@@ -285,3 +288,30 @@ def test_the_analysis_names_every_changed_layer(case: Case) -> None:
     assert {change.site for change in found.sites if change.group == "text-encoder"} == encoder
     assert {change.site for change in found.sites if change.group != "text-encoder"} == deltas | denoiser
     assert {each.group for each in found.groups} == found.mean_by_group.keys()
+
+
+def test_made_smaller_they_are_weights_of_their_method(case: Case) -> None:
+    """Cut by nothing they predict the same; cut to the words alone, what the words predict; the model stays itself."""
+    run, parent = InProcessRun(), "019a0000-0000-7000-8000-000000000000"
+    whole = Compression(criterion="energy", value=1.0, precision="float32")
+    parts = [each for of in ("site", "encoder") for each in case.weights.site_parts(of).values()]  # type: ignore[arg-type]
+    factors = [{name: t for name, t in each.items() if not name.endswith("_delta")} for each in parts]
+    if not parts or not all(
+        is_matrix(each) or next(iter(each.values())).ndim < 2 for each in factors if each
+    ):
+        with pytest.raises(InputInvalid):
+            compress(case.weights, whole, parent, run)
+        return
+    smaller = compress(case.weights, whole, parent, run).weights
+    torch.testing.assert_close(case.predicted(smaller), case.predicted(case.weights), atol=2e-5, rtol=1e-4)
+    words = compress(
+        case.weights, Compression(criterion="token-only", value=0, precision="int8"), parent, run
+    )
+    assert len(words.weights.to_bytes()) < len(case.weights.to_bytes())
+    edit = TextEdit(METHODS[case.name].edit(case.model, case.weights).tokens, {})
+    with torch.no_grad():
+        alone = case.model.predict(
+            *NOISY, text_kv(case.model, [Prompt(text, ((edit, 1.0),)) for text in TEXTS])
+        )
+    assert torch.equal(case.predicted(words.weights), alone)
+    assert same(case.untouched, everything(case.model))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from frontend import phrases, pictures, version_view
+from frontend import phrases, pictures
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_small_pictures_grow_at_most_fourfold(natural: tuple[int, int], in_grid:
 )
 def test_layers_have_short_names(site: str, said: str) -> None:
     """Of self-attention and cross-attention in one block two different ones."""
-    assert version_view.short(site) == said
+    assert phrases.layer(site) == said

@@ -11,7 +11,8 @@ tools. Tensors:
   the difference from the base's matrix. Differences, not absolute matrices: on another base they would be
   silently transplanted, and they would not compose. LoRA writes ``down``, ``up`` and ``alpha``, SVDiff ``shift``
   and ``checksum``, Perfusion ``target`` [concepts, o], rank-one edits ``change`` [concepts, o], both in the order
-  of the manifest's tokens;
+  of the manifest's tokens. Weights that were made smaller hold factors wherever these take less room
+  (`worker.ml.stored_changes`), and lack a site of which nothing was kept;
 - ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
@@ -33,13 +34,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from backend.schemas.weights import WeightsManifest
+from backend.schemas.weights_layout import encoded_header, file_metadata
 from worker.ml.errors import WeightsInvalid
 
 CODE_VERSION = version("moongate")
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 TOKEN_PARTS = ("key", "dual", "class_state")
 MODULE_KEY = re.compile(r"^(site|encoder)\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
 
@@ -69,11 +71,8 @@ class ConceptWeights:
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.tensors.items()})
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
-        header = {"__metadata__": _metadata(self.manifest), **{name: header[name] for name in sorted(header)}}
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)
         data: bytes = content[8 + length :]
-        return len(encoded).to_bytes(8, "little") + encoded + data
+        return encoded_header(file_metadata(self.manifest), header) + data
 
     def save(self, path: Path) -> None:
         """Writes the file. Making it durable and visible is the publisher's part."""
@@ -141,26 +140,7 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
         if name in expected and list(tensor.shape[:-1]) != expected[name]:
             wanted = ", ".join(map(str, expected[name]))
             raise WeightsInvalid(f"The tensor {name} has shape {list(tensor.shape)}, not [{wanted}, d].")
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in DTYPES or (tensor.dtype is torch.int8 and not name.endswith((".down", ".up"))):
             raise WeightsInvalid(f"The tensor {name} is of type {tensor.dtype}.")
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsInvalid(f"The tensor {name} has values that are not finite.")
-
-
-def _metadata(manifest: WeightsManifest) -> dict[str, str]:
-    names = ", ".join(taught.token for taught in manifest.tokens)
-    return {
-        "format": "pt",
-        "modelspec.architecture": f"{manifest.base_family}/{manifest.method}",
-        "modelspec.implementation": "moongate",
-        "modelspec.prediction_type": manifest.prediction_type.removesuffix("_prediction"),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": names,
-        "modelspec.trigger_phrase": ", ".join(f"<{taught.token}>" for taught in manifest.tokens),
-        "moongate": manifest.model_dump_json(),
-        "ss_base_model_version": manifest.base_family,
-        "ss_network_module": manifest.method,
-        "ss_seed": str(manifest.seed),
-        "ss_sd_model_hash": manifest.base_hash,
-        "ss_steps": str(manifest.steps),
-    }

@@ -28,8 +28,8 @@ def read_changes(
     read: Callable[[str, torch.nn.Module, Mapping[str, Tensor]], Read],
 ) -> dict[Part, dict[str, Read]]:
     """``read(key, module, parts)`` of every module that the weights name; ``key`` is "site.<name>" or
-    "encoder.<name>". Raises `WeightsInvalid`: another base, a module that is not among ``modules``, none at all,
-    text-side weights that change more than keys and values.
+    "encoder.<name>". Raises `WeightsInvalid`: another base, a module that is not among ``modules``, none at all
+    (unless weights were made smaller), text-side weights that change more than keys and values.
     """
     check_base(model, weights)
     changes: dict[Part, dict[str, Read]] = {"site": {}, "encoder": {}}
@@ -38,7 +38,7 @@ def read_changes(
             if name not in modules[part]:
                 raise not_usable(name)
             found[name] = read(f"{part}.{name}", modules[part][name][1], parts)
-    if not any(changes.values()):
+    if not any(changes.values()) and weights.manifest.compression is None:
         raise WeightsInvalid("The weights change no layer.")
     ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}
     if weights.manifest.side == "text" and (changes["encoder"] or changes["site"].keys() - ready):

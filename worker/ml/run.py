@@ -68,7 +68,7 @@ class PreviewImage:
 
 class Run(Protocol):
     """The caller's side. ``unit`` names what the message is about: "prior", "photos", "train", "preview",
-    "images".
+    "images", "compress".
     """
 
     @property

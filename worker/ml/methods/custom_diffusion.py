@@ -27,11 +27,12 @@ from torch import Tensor
 from backend.schemas.methods.custom_diffusion import CARD, CustomDiffusionParams, side
 from backend.schemas.weights import TaughtToken, WeightsManifest
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import DenseChange, TextEdit
+from worker.ml.conditioning import DenseChange, MatrixChange, TextEdit
 from worker.ml.errors import InputInvalid, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit, added
 from worker.ml.run import Run
+from worker.ml.stored_changes import read_change
 from worker.ml.taught_words import rare_rows, taught_rows, token_tensors, wordless
 from worker.ml.training.lessons import (
     ConceptExamples,
@@ -115,22 +116,19 @@ class CustomDiffusion:
         changes, words = learned_changes(model, weights), taught_rows(model, weights)
         if weights.manifest.side == "weights":
             return TextEdit(words, {})
-        moved = {
-            path.removesuffix(".weight"): DenseChange(change.to(model.device, model.dtype))
-            for path, change in changes.items()
-        }
+        moved = {path.removesuffix(".weight"): change for path, change in changes.items()}
         return TextEdit(words, moved, negative=True)
 
     def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
         changes = learned_changes(model, weights)
         if weights.manifest.side == "text":
             return None
-        return WeightEdit({path: DenseChange(change) for path, change in changes.items()})
+        return WeightEdit(changes)
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
         changes = learned_changes(model, weights)
         return {
-            path.removesuffix(".weight"): change
+            path.removesuffix(".weight"): change.dense().float()
             for path, change in changes.items()
             if path.endswith(".weight")
         }
@@ -169,25 +167,32 @@ def untrained_around(model: DiffusionModel) -> dict[str, Tensor]:
     }
 
 
-def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[str, Tensor]:
-    """{path of a parameter: its change, fp32}. Raises `WeightsInvalid`."""
+def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[str, MatrixChange]:
+    """{path of a parameter: its change, on the device}; of weights that were made smaller, of those of which something
+    was kept. Raises `WeightsInvalid`.
+    """
     check_base(model, weights)
     weight_side = weights.manifest.side == "weights"
-    expected = changed_parameters(model, weight_side=weight_side)
-    found = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("token.")}
-    if found.keys() != {tensor_key(path) for path in expected}:
+    found, changes = weights.site_parts(), dict[str, MatrixChange]()
+    for path, parameter in changed_parameters(model, weight_side=weight_side).items():
+        name, _, leaf = path.rpartition(".")
+        held = found.get(name, {})
+        if leaf == "bias":
+            parts = {"delta": held.pop("bias_delta")} if "bias_delta" in held else {}
+        else:
+            parts = {part: held.pop(part) for part in list(held) if part != "bias_delta"}
+        if not parts:
+            continue
+        change = read_change(path, parts, tuple(parameter.shape), model.device)
+        dense = isinstance(change, DenseChange)
+        changes[path] = DenseChange(change.dense().to(model.dtype)) if dense else change
+    expected = changed_parameters(model, weight_side=weight_side).keys()
+    complete = changes.keys() == expected and all(isinstance(each, DenseChange) for each in changes.values())
+    if any(found.values()) or weights.site_parts("encoder") or not (complete or weights.manifest.compression):
         matrices = "cross-attention" if weight_side else "key and value"
         raise WeightsInvalid(
             f"The weights do not name the {matrices} matrices of this base model, each once."
         )
-    changes = {}
-    for path, parameter in expected.items():
-        change = found[tensor_key(path)]
-        if change.shape != parameter.shape:
-            raise WeightsInvalid(
-                f"The change of {path} has shape {list(change.shape)}, not {list(parameter.shape)}."
-            )
-        changes[path] = change.float()
     return changes
 
 

@@ -20,17 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from backend.schemas.methods.dreambooth import CARD, DreamBoothParams
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import DenseChange, TextEdit
+from worker.ml.conditioning import MatrixChange, TextEdit
 from worker.ml.errors import MethodUnsupported, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit, replaced
 from worker.ml.run import Run
+from worker.ml.stored_changes import read_change
 from worker.ml.taught_words import rare_rows, taught_rows
 from worker.ml.training.averaging import averaged
 from worker.ml.training.dreambooth_recipe import Recipe
@@ -41,6 +43,8 @@ from worker.ml.training.recomputing import recomputed
 from worker.ml.training.trainee import Group, Trainee
 
 STORED = torch.float16
+FACTORS = ("down", "up", "scale")
+"""What weights that were made smaller hold in the place of a matrix's ``delta``."""
 
 
 class DreamBooth:
@@ -108,15 +112,12 @@ class DreamBooth:
         return TextEdit(taught_rows(model, weights), {})
 
     def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit:
-        denoiser, encoder = differences(model, weights)
-        return WeightEdit(
-            {path: DenseChange(difference) for path, difference in denoiser.items()},
-            {path: DenseChange(difference) for path, difference in encoder.items()},
-        )
+        return WeightEdit(*differences(model, weights))
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
         denoiser, _ = differences(model, weights)
-        return {site.name: denoiser[f"{site.name}.weight"].float() for site in model.sites()}
+        changed = {site.name: denoiser.get(f"{site.name}.weight") for site in model.sites()}
+        return {name: change.dense().float() for name, change in changed.items() if change is not None}
 
 
 def denoiser_parameters(model: DiffusionModel) -> dict[str, torch.nn.Parameter]:
@@ -145,29 +146,45 @@ def _keyed(part: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def differences(
     model: DiffusionModel, weights: ConceptWeights
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Differences by path: of the denoiser, all of them; of the text encoder, all or none. Raises `WeightsInvalid`."""
+) -> tuple[dict[str, MatrixChange], dict[str, MatrixChange]]:
+    """Differences by path: of the denoiser, all of them; of the text encoder, all or none; of weights that were made
+    smaller, those of which something was kept. Raises `WeightsInvalid`.
+    """
     check_base(model, weights)
-    found = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("token.")}
-    denoiser = _fitting("site", denoiser_parameters(model), found)
-    trained = any(name.startswith("encoder.") for name in found)
-    encoder = _fitting("encoder", encoder_parameters(model), found) if trained else {}
-    if len(found) > len(denoiser) + len(encoder):
+    known = [name for name in weights.tensors if not name.startswith("token.")]
+    whole = weights.manifest.compression is None
+    trained = any(name.startswith("encoder.") for name in known)
+    denoiser, read = _fitting("site", denoiser_parameters(model), weights, complete=whole)
+    encoder, more = _fitting("encoder", encoder_parameters(model), weights, complete=whole and trained)
+    if len(known) > read + more:
         raise WeightsInvalid("The weights change parameters that this base model does not have.")
     return denoiser, encoder
 
 
 def _fitting(
-    part: str, parameters: Mapping[str, torch.nn.Parameter], found: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    fitting = {}
+    part: Literal["site", "encoder"],
+    parameters: Mapping[str, torch.nn.Parameter],
+    weights: ConceptWeights,
+    *,
+    complete: bool,
+) -> tuple[dict[str, MatrixChange], int]:
+    """Changes by path, and how many tensors they took."""
+    modules = weights.site_parts(part)
+    fitting: dict[str, MatrixChange] = {}
+    read = 0
     for path, parameter in parameters.items():
-        difference = found.get(tensor_key(part, path))
-        if difference is None:
-            raise WeightsInvalid(f"The weights lack the change of {path}.")
-        if difference.shape != parameter.shape:
-            raise WeightsInvalid(
-                f"The change of {path} has shape {list(difference.shape)}, not {list(parameter.shape)}."
-            )
-        fitting[path] = difference
-    return fitting
+        key = tensor_key(part, path)
+        module, _, leaf = key.removeprefix(f"{part}.").rpartition(".")
+        held = modules.get(module, {})
+        beside = leaf == "delta" and leaf not in held
+        parts = (
+            {name: held[name] for name in FACTORS if name in held} if beside else {"delta": held.get(leaf)}
+        )
+        found = {name: tensor for name, tensor in parts.items() if tensor is not None}
+        if not found:
+            if complete:
+                raise WeightsInvalid(f"The weights lack the change of {path}.")
+            continue
+        fitting[path] = read_change(path, found, tuple(parameter.shape), None)
+        read += len(found)
+    return fitting, read

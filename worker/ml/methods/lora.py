@@ -24,12 +24,13 @@ from torch import Tensor
 from backend.schemas.methods.lora import CARD, LoraParams, side
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
-from worker.ml.errors import InputInvalid, WeightsInvalid
+from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel, encoder_modules
 from worker.ml.installation import WeightEdit
 from worker.ml.low_rank import LowRankChange, beside, factor_shapes, matrix_shape
 from worker.ml.module_changes import Modules, Part, not_usable, read_changes, weight_edit
 from worker.ml.run import Run
+from worker.ml.stored_changes import read_change
 from worker.ml.streams import rng
 from worker.ml.taught_words import rare_rows, taught_rows
 from worker.ml.training.dreambooth_recipe import Recipe
@@ -175,15 +176,8 @@ def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[Part
 
 def learned_change(key: str, module: torch.nn.Module, parts: Mapping[str, Tensor]) -> LowRankChange:
     """The change of one module from its tensors in the file. Raises `WeightsInvalid`."""
-    name = key.partition(".")[2]
-    if parts.keys() != {"down", "up", "alpha"} or parts["alpha"].ndim:
+    name, weight = key.partition(".")[2], module.get_parameter("weight")
+    change = read_change(name, parts, tuple(weight.shape), weight.device)
+    if not isinstance(change, LowRankChange):
         raise not_usable(name)
-    weight = module.get_parameter("weight")
-    down, up = parts["down"].to(weight.device).float(), parts["up"].to(weight.device).float()
-    rank = len(down)
-    if not rank or (tuple(down.shape), tuple(up.shape)) != factor_shapes(weight, rank):
-        raise WeightsInvalid(
-            f"The change of {name} has shapes {list(down.shape)} and {list(up.shape)}, "
-            f"which do not fit {list(weight.shape)}."
-        )
-    return LowRankChange(down, up, float(parts["alpha"]) / rank)
+    return change
