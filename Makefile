@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format base-model bench migrate clean
+.PHONY: help run test check format base-model bench bench-methods migrate clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ base-model: $(VENV)/.dev ## rebuild the shipped base model from nothing (hours o
 
 bench: $(VENV)/.dev ## every benchmark; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.run
+
+bench-methods: $(VENV)/.dev ## the table of methods (resumes; ONLY=stark,lora limits it, so that several can share it)
+	$(BIN)/python -m benchmarks.run methods $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove what was built (never the data directory)
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -217,6 +217,33 @@ class ImageWeights(Base):
     owner_id: Mapped[str] = _owner()
 
 
+class Evaluation(Base):
+    """What judges said of weights. ``report`` is an `EvaluationReport`."""
+
+    __tablename__ = "evaluations"
+    id: Mapped[str] = _id()
+    owner_id: Mapped[str] = _owner()
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    base: Mapped[str]
+    base_hash: Mapped[str]
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    __table_args__ = (Index("ix_evaluations_owner_newest", "owner_id", "id"),)
+
+
+class EvaluationWeights(Base):
+    """Which weights an evaluation is about."""
+
+    __tablename__ = "evaluation_weights"
+    evaluation_id: Mapped[str] = mapped_column(
+        ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
+    )
+    weights_id: Mapped[str] = mapped_column(
+        ForeignKey("concept_weights.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    owner_id: Mapped[str] = _owner()
+
+
 class Job(Base):
     """The truth about a piece of work; a broker's message is a hint that carries its id.
 

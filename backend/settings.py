@@ -30,6 +30,10 @@ class Settings(BaseSettings):
     base_models: Annotated[list[Path], NoDecode] = Field(
         default_factory=list, description="further base model folders (diffusers layout), separated by colons"
     )
+    judges: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list,
+        description="folders of a CLIP and a DINO model that evaluate every base, separated by colons",
+    )
     shipped_base_models: Path = Field(
         default=SHIPPED_BASE_MODELS, description="folder of the base models that ship"
     )
@@ -78,7 +82,7 @@ class Settings(BaseSettings):
     )
     log_json: bool | None = Field(default=None, description="None: JSON unless the output is a terminal")
 
-    @field_validator("base_models", mode="before")
+    @field_validator("base_models", "judges", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return [Path(part) for part in value.split(":") if part] if isinstance(value, str) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from torch import Tensor
 
 from backend.schemas.weights import Compression
 from benchmarks.environment import environment
-from benchmarks.fine_tune_all import concept_of
-from benchmarks.subjects import Experiment
+from benchmarks.grading import Bench
+from benchmarks.subjects import params_of
+from benchmarks.targets import Taught, subjects
 from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
+from worker.ml.conditioning import TextEdit
 from worker.ml.evaluation import protocol
+from worker.ml.evaluation.measures import Plan, draw, photo_pixels, repeated, unrelated
 from worker.ml.methods import METHODS
 from worker.ml.run import InProcessRun
 from worker.ml.training.loop import train
@@ -36,21 +39,21 @@ CURVES = {"subject_similarity": "#8a5a00", "prompt_similarity": "#1f6f5c"}
 WIDTH_PX, HEIGHT_PX, MARGIN_PX = 900, 520, 60
 
 
-def learned(experiment: Experiment, subject: dict[str, Any]) -> ConceptWeights:
+def learned(bench: Bench, taught: Taught) -> ConceptWeights:
     """Trained now, or found in the work folder under the hash of everything they depend on."""
-    params, seed = experiment.params(METHOD), experiment.spec["training_seed"]
-    photos = experiment.photos(subject, "train")
-    depends = [experiment.model.description.hash, params.model_dump(mode="json"), seed, subject["slug"]]
-    digest = hashlib.sha256(json.dumps([*depends, [photo.name for photo in photos]]).encode()).hexdigest()
-    file = experiment.work / "ladder" / f"{subject['slug']}-{digest[:16]}.safetensors"
+    params, seed = params_of(bench, METHOD), bench.spec["training_seed"]
+    depends = [bench.model.description.hash, params.model_dump(mode="json"), seed, taught.slug]
+    digest = hashlib.sha256(
+        json.dumps([*depends, [photo.name for photo in taught.photos]]).encode()
+    ).hexdigest()
+    file = bench.work / "ladder" / f"{taught.slug}-{digest[:16]}.safetensors"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        concept = concept_of(subject["slug"], subject["class_noun"], photos)
-        run, prior = InProcessRun(), experiment.work / "prior"
+        run, prior = InProcessRun(), bench.work / "prior"
         trainee = METHODS[METHOD].trainee(
-            experiment.model, [concept], params, seed=seed, prior_dir=prior, previews=[], run=run
+            bench.model, [taught.examples], params, seed=seed, prior_dir=prior, previews=[], run=run
         )
-        [weights] = train(experiment.model, [trainee], run)
+        [weights] = train(bench.model, [trainee], run)
         weights.save(file)
     return ConceptWeights.load(file)
 
@@ -78,83 +81,86 @@ def rung(weights: ConceptWeights, how: dict[str, Any] | None) -> tuple[ConceptWe
     }
 
 
-def measured(experiment: Experiment, subject: dict[str, Any]) -> dict[str, Any]:
+def measured(bench: Bench, taught: Taught) -> dict[str, Any]:
     """Every rung of the ladder for one subject."""
-    judges, noun, prompts = experiment.judges, subject["class_noun"], experiment.spec["prompts"]
-    seeds = len(experiment.spec["image_seeds"])
-    weights = learned(experiment, subject)
-    base = experiment.draw(noun)
-    photos, true = (experiment.pixels(experiment.photos(subject, role)) for role in ("train", "reference"))
+    panel, plan, target = bench.panel, bench.plan(taught), taught.target
+    seeds, side = len(plan.image_seeds), bench.model.description.resolution
+    weights = learned(bench, taught)
+    base = drawn_as(bench, plan, target.plain)
+    photos, true = (photo_pixels(role, side) for role in (taught.photos, taught.reference))
 
     def rows(pixels: Tensor) -> protocol.Features:
-        return judges.subject_features(pixels).numpy()
+        return panel.subject_features(pixels).numpy()
 
     scale = protocol.subject_scale(rows(photos), rows(true), rows(base))
-    texts = judges.text_features([p.format(noun) for p in prompts for _ in range(seeds)]).numpy()
-    nouns = experiment.model.description.class_nouns
-    other = nouns[(nouns.index(noun) + len(nouns) // 2) % len(nouns)]
-    away = prompts[len(prompts) // 2 :] + prompts[: len(prompts) // 2]
-    unrelated = judges.text_features([p.format(other) for p in away for _ in range(seeds)]).numpy()
-    prompt_scale = protocol.prompt_scale(judges.image_text_features(base).numpy(), texts, unrelated)
+    texts = repeated(panel.text_features([target.plain(prompt) for prompt in plan.prompts]), seeds)
+    away = repeated(panel.text_features(unrelated(bench.model, plan, target)), seeds)
+    prompt_scale = protocol.prompt_scale(panel.image_text_features(base).numpy(), texts, away)
     ladder = {}
-    for name, how in experiment.spec["ladder"].items():
+    for name, how in bench.spec["ladder"].items():
         smaller, cost = rung(weights, how)
-        mine = experiment.draw(f"<{subject['slug']}> {noun}", METHODS[METHOD].edit(experiment.model, smaller))
-        seen = judges.image_text_features(mine).numpy()
+        mine = drawn_as(bench, plan, target.own, METHODS[METHOD].edit(bench.model, smaller))
+        seen = panel.image_text_features(mine).numpy()
         ladder[name] = {
             "subject_similarity": scale.of(protocol.mean_pairwise_cosine(rows(mine), rows(photos))),
             "prompt_similarity": prompt_scale.of(protocol.mean_matched_cosine(seen, texts)),
             **cost,
         }
-        print(f"{subject['slug']:10} {name:32} {cost['bytes']:>9} bytes  "
+        print(f"{taught.slug:10} {name:32} {cost['bytes']:>9} bytes  "
               f"subject {ladder[name]['subject_similarity']:.2f} "
               f"prompt {ladder[name]['prompt_similarity']:.2f}", flush=True)  # fmt: skip
     return {
-        "subject": subject["slug"],
-        "class_noun": noun,
+        "subject": taught.slug,
+        "class_noun": taught.class_noun,
         "method": METHOD,
-        **experiment.instruments,
-        "spec_hash": spec_hash(experiment),
+        **bench.instruments,
+        "spec_hash": spec_hash(bench),
         "subject_anchors": asdict(scale),
         "prompt_anchors": asdict(prompt_scale),
-        "params": experiment.params(METHOD).model_dump(),
+        "params": params_of(bench, METHOD).model_dump(),
         "ladder": ladder,
         "environment": environment(),
     }
 
 
-def spec_hash(experiment: Experiment) -> str:
+def drawn_as(bench: Bench, plan: Plan, wording: Callable[[str], str], edit: TextEdit | None = None) -> Tensor:
+    """Every prompt in this wording with every seed: [n, 3, S, S] in [-1, 1]."""
+    return draw(bench.model, plan, [wording(prompt) for prompt in plan.prompts], InProcessRun(), edit=edit)
+
+
+def spec_hash(bench: Bench) -> str:
     """Of what is drawn and cut: a result of another ladder, or of other prompts, is measured again."""
     names = ("methods", "ladder", "prompts", "image_seeds", "num_inference_steps", "training_seed")
-    told = json.dumps([experiment.spec[name] for name in names])
+    told = json.dumps([bench.spec[name] for name in names])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def is_current(experiment: Experiment, file: Path) -> bool:
+def is_current(bench: Bench, file: Path) -> bool:
     """Whether the file holds what this experiment would measure."""
     if not file.exists():
         return False
     result = json.loads(file.read_text())
-    return experiment.is_current(result) and result["spec_hash"] == spec_hash(experiment)
+    return bench.is_current(result) and result["spec_hash"] == spec_hash(bench)
 
 
 def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None:
     """Measure the subjects that are missing, then write the summary and draw the curve. ``only``: slugs."""
-    experiment = Experiment.load(path, results, work)
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    targets = [one for one in experiment.subjects if one["slug"] in experiment.spec["targets"]]
-    for subject in targets:
-        file = experiment.folder / f"{subject['slug']}.json"
-        if is_current(experiment, file) or (only and subject["slug"] not in only):
+    bench = Bench.load(path, results, work)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    known = subjects(Path(bench.spec["subjects"]), bench.model.description.class_nouns)
+    targets = [one for one in known if one.slug in bench.spec["targets"]]
+    for taught in targets:
+        file = bench.folder / f"{taught.slug}.json"
+        if is_current(bench, file) or (only and taught.slug not in only):
             continue
-        file.write_text(json.dumps(measured(experiment, subject), indent=1) + "\n")
-    summarise(experiment, [one["slug"] for one in targets])
+        file.write_text(json.dumps(measured(bench, taught), indent=1) + "\n")
+    summarise(bench, [one.slug for one in targets])
 
 
-def summarise(experiment: Experiment, slugs: Sequence[str]) -> None:
+def summarise(bench: Bench, slugs: Sequence[str]) -> None:
     """``compression.json`` and ``compression.webp`` beside the folder, from the current files."""
-    files = [experiment.folder / f"{slug}.json" for slug in slugs]
-    found = [json.loads(file.read_text()) for file in files if is_current(experiment, file)]
+    files = [bench.folder / f"{slug}.json" for slug in slugs]
+    found = [json.loads(file.read_text()) for file in files if is_current(bench, file)]
     if not found:
         return
     table = {
@@ -163,16 +169,16 @@ def summarise(experiment: Experiment, slugs: Sequence[str]) -> None:
             measure: asdict(protocol.spread([one["ladder"][name][measure] for one in found]))
             for measure in MEASURES
         }
-        for name in experiment.spec["ladder"]
+        for name in bench.spec["ladder"]
     }
     summary = {
-        **experiment.instruments,
-        "question": experiment.spec["question"],
+        **bench.instruments,
+        "question": bench.spec["question"],
         "subjects": [one["subject"] for one in found],
         "ladder": table,
     }
-    experiment.folder.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-    drawn(table).save(experiment.folder.with_suffix(".webp"), quality=90)
+    bench.folder.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    drawn(table).save(bench.folder.with_suffix(".webp"), quality=90)
 
 
 def drawn(table: dict[str, Any]) -> Image.Image:

@@ -5,7 +5,7 @@ Not a product method: the tuned weights live as long as the ``with`` block and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,8 +84,3 @@ def fine_tuned(
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         yield edit
-
-
-def concept_of(slug: str, noun: str, photos: Sequence[Path]) -> ConceptExamples:
-    """A sample set as a concept."""
-    return ConceptExamples(slug, noun, "subject", list(photos))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compression, subjects
+from benchmarks import compression, methods, subjects
 
 HERE = Path(__file__).resolve().parent
 
@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument(
         "experiments", nargs="*", help="names of files in benchmarks/experiments, without .json"
     )
-    parser.add_argument("--only", default="", help="comma-separated subjects")
+    parser.add_argument(
+        "--only", default="", help="comma-separated targets; of the table of methods also methods"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("build/benchmarks"), help="pictures and prior images"
     )
@@ -34,7 +36,7 @@ def main() -> None:
         KINDS[kind](path, HERE / "results", arguments.work, only)
 
 
-KINDS = {"subjects": subjects.run, "compression": compression.run}
+KINDS = {"subjects": subjects.run, "compression": compression.run, "methods": methods.run}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from backend.models import JobEvent
 from backend.schemas.concepts import Concept
 from backend.schemas.jobs import TERMINAL, Job
 from backend.services import concepts, jobs, weights
-from frontend import phrases
+from frontend import measure_view, phrases
 
 ALL_EVENTS = 20_000
 
@@ -25,12 +25,15 @@ def is_live(job: Job) -> bool:
 
 
 def concepts_of(session: Session, owner: str, job: Job) -> list[Concept]:
-    """The concepts that a training teaches, or whose weights are made smaller; forgotten ones are left out."""
+    """The concepts that a training teaches, whose weights are made smaller, or that an evaluation is about; forgotten
+    ones are left out."""
     named = job.request.get("concepts", [])
     if job.kind == "compress":
         with suppress(NotFound):
             row = weights.get(session, owner, job.request["weights"])
             named = weights.to_schema(session, row).concepts
+    if job.kind == "evaluate":
+        named = measure_view.concepts_of(session, owner, job.request["weights"])
     found = []
     for concept_id in named:
         try:
@@ -48,6 +51,9 @@ def headline(job: Job, taught: Iterable[Concept] = ()) -> str:
     if job.kind == "compress":
         names = " and ".join(concept.name for concept in taught) or "a concept"
         return f"{'Made' if job.state == 'succeeded' else 'Making'} {names} smaller"
+    if job.kind == "evaluate":
+        names = " and ".join(concept.name for concept in taught) or "a concept"
+        return f"{'Measured' if job.state == 'succeeded' else 'Measuring'} {names}"
     if job.kind == "generate":
         return str(job.request.get("prompt", "Pictures"))
     return phrases.kind(job.kind)

@@ -1,17 +1,18 @@
-"""Versions of a concept's weights with how much each layer changed."""
+"""Versions of a concept's weights with how much each layer changed and how judges see them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
 from backend.schemas.concepts import Concept
 from backend.schemas.weights import WeightsAnalysis
-from backend.services import weights
+from backend.services import bases, weights
 from backend.storage import Storage
-from frontend import phrases, smaller_form
+from frontend import measure_view, phrases, smaller_form
+from frontend.measure_view import EvaluationView
 from frontend.smaller_form import CutView, SmallerForm
 
 MOST_SITES = 40
@@ -45,10 +46,24 @@ class VersionView:
     cut: CutView | None
     smaller: SmallerForm | None
 
+    evaluation: EvaluationView | None
+    measuring: str | None
+    judged: bool
+
 
 def versions(session: Session, storage: Storage, owner: str, concept: Concept) -> list[VersionView]:
-    """Newest first."""
-    return [_version(session, storage, owner, summary.id) for summary in concept.weights]
+    """Newest first, each with what judges said of it last."""
+    live = measure_view.under_way(session, owner)
+    judged = {base.id for base in bases.list_all(session) if base.judges is not None}
+    return [
+        replace(
+            _version(session, storage, owner, summary.id),
+            evaluation=measure_view.newest(session, owner, summary.id, concept.id),
+            measuring=live.get(summary.id),
+            judged=summary.base in judged,
+        )
+        for summary in concept.weights
+    ]
 
 
 def _version(session: Session, storage: Storage, owner: str, weights_id: str) -> VersionView:
@@ -77,4 +92,7 @@ def _version(session: Session, storage: Storage, owner: str, weights_id: str) ->
         words={word: change for word, change in analysis.token_change.items() if change} if analysis else {},
         cut=smaller_form.cut_of(row),
         smaller=smaller_form.form_of(storage, row),
+        evaluation=None,
+        measuring=None,
+        judged=False,
     )

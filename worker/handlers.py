@@ -13,18 +13,22 @@ from typing import Any
 from PIL import Image
 
 from backend.failpoints import fp
+from backend.schemas.bases import BaseDescription
 from backend.schemas.compressions import CompressSpec
+from backend.schemas.evaluations import EvaluateSpec
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import TrainSpec
 from worker import device, prior_library
 from worker.bases import keep_description, kept_description
 from worker.drawing import draw_alone, draw_together
+from worker.evaluations import KeptSights, evaluate
 from worker.executor import Ended, JobFailed, JobStopped
 from worker.ml.analysis import weight_change
 from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.errors import BaseUnusable, MLError
+from worker.ml.errors import BaseUnusable, JudgesUnusable, MLError
+from worker.ml.evaluation.panel import describe_panel, load_panel
 from worker.ml.families import describe_base
 from worker.ml.methods import METHODS, ConceptExamples
 from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
@@ -115,7 +119,9 @@ class Workshop:
             "train": self._train,
             "generate": self._generate,
             "compress": self._compress,
+            "evaluate": self._evaluate,
         }
+        self._judges: list[Path] = []
 
     def start(self, config: dict[str, Any]) -> Ready:
         """Set the device up, try it, and describe every base model that can be used."""
@@ -123,14 +129,15 @@ class Workshop:
         cache = self._models.cache_dir = Path(config["cache"])
         self._prior_folder = Path(config["prior_folder"]) if config.get("prior_folder") else None
         self._picture_limits = Limits(**config.get("picture_limits", {}))
+        self._judges = [Path(folder) for folder in config["judges"]]
         bases, folders = [], {}
         for folder in map(Path, config["base_folders"]):
             try:
-                described = kept_description(folder, cache) or describe_base(folder)
+                described = kept_description(folder, cache, self._judges) or self._described(folder)
             except BaseUnusable as unusable:
                 device.log.warning("base model %s is not used: %s", folder.name, unusable)
                 continue
-            keep_description(folder, cache, described)
+            keep_description(folder, cache, described, self._judges)
             if described.id not in folders:
                 bases.append(described)
                 folders[described.id] = str(folder)
@@ -162,6 +169,16 @@ class Workshop:
                 "storage_full", "The worker's disk is full. Free some space and try again.", retryable=True
             )
         return JobFailed("internal", "Something in the worker went wrong; the log says more.")
+
+    def _described(self, folder: Path) -> BaseDescription:
+        """The base with its judges; without any where those that are registered cannot serve."""
+        described = describe_base(folder)
+        try:
+            judges = describe_panel(folder, self._judges)
+        except JudgesUnusable as unusable:
+            device.log.warning("registered judges are not used: %s", unusable)
+            return described
+        return described.model_copy(update={"judges": judges})
 
     # ---- kinds
 
@@ -229,6 +246,32 @@ class Workshop:
         }
         return Succeeded(
             **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
+        )
+
+    def _evaluate(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        spec = EvaluateSpec.model_validate(job.spec)
+        folder = Path(job.base_folder)
+        described = describe_panel(folder, self._judges)
+        if described is None or described.hash != spec.judges.hash:
+            raise JudgesUnusable(
+                "The judges of this studio have changed since. Ask for the evaluation again."
+            )
+        model = self._models.get(folder)
+        panel = load_panel(folder, self._judges, device.torch_name())
+
+        def made(parts: int) -> None:
+            reporter.send(Checkpointed(**reporter.tag, step=parts))
+            fp("evaluate.part")
+
+        kept = KeptSights(Path(job.checkpoints), made)
+        if earlier := kept.count():
+            reporter.note("resumed", f"Resumed after {earlier} of the drawings.")
+        report = evaluate(spec, job.inputs, model, panel, run=PipeRun(job, reporter), kept=kept)
+        return Succeeded(
+            **reporter.tag,
+            files={},
+            report=report.model_dump(mode="json"),
+            peak_memory_bytes=device.peak_bytes(),
         )
 
 

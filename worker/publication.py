@@ -25,7 +25,7 @@ from backend.services.publishing import NewImage, NewWeights
 from backend.storage import Storage, Stored
 from worker.attempt import Attempt
 from worker.recipes import image_recipe
-from worker.verification import OutputInvalid, verified_picture, verified_weights
+from worker.verification import OutputInvalid, verified_picture, verified_report, verified_weights
 
 Result = TypeVar("Result")
 
@@ -73,12 +73,14 @@ class Publication:
     def success(self, attempt: Attempt, done: Succeeded) -> bool:
         """The end of a job, with its weights if it made any."""
         weights = self._weights(attempt, done) if "weights" in done.files else None
+        evaluation = verified_report(done.report, attempt.spec) if attempt.kind == "evaluate" else None
         fp("publish.after_rename")
         metrics = attempt.metrics(done.peak_memory_bytes)
-        told: dict[str, Any] = {} if weights is not None else {"report": done.report} if done.report else {}
+        plain = weights is None and evaluation is None
+        told: dict[str, Any] = {} if not plain else {"report": done.report} if done.report else {}
         published = self._settle(
             lambda session: publishing.succeed(
-                session, attempt.unit, result=told, metrics=metrics, weights=weights
+                session, attempt.unit, result=told, metrics=metrics, weights=weights, evaluation=evaluation
             ),
             lambda session: _ended(session, attempt),
             [weights.file] if weights is not None else [],

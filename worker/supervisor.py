@@ -49,7 +49,7 @@ RSS_SHARE = 0.6
 """An executor that keeps more than this share of the machine's memory between jobs is replaced."""
 
 
-GIVES_WAY = frozenset({"train"})
+GIVES_WAY = frozenset({"train", "evaluate"})
 GIVES_WAY_AFTER_S = 10.0
 """Of work in an attempt; the time to prepare again shall stay a small part."""
 GIVE_WAY_LOOK_S = 1.0
@@ -72,7 +72,7 @@ class Trade:
     kinds: dict[str, int]
 
 
-STUDIO = Trade("worker.handlers", {"train": 1, "generate": 1, "compress": 1})
+STUDIO = Trade("worker.handlers", {"train": 1, "generate": 1, "compress": 1, "evaluate": 1})
 
 
 def executor_threads(settings: Settings) -> int:
@@ -102,6 +102,7 @@ class Supervisor:
                 "cache": str(self._cache),
                 "base_folders": [str(folder) for folder in self._folders],
                 **prior_config(settings),
+                "judges": [str(folder) for folder in settings.judges],
             },
             [trade.handlers],
             executor_threads(settings),
@@ -161,7 +162,8 @@ class Supervisor:
                     self._worker_id = workers.hello(session, self._slot.name, device_name())
                     for unit in leases.abandoned(session, self._slot.name, self._worker_id):
                         self._take_back(session, unit)
-                    known = [kept_description(folder, self._cache) for folder in self._folders]
+                    judges = self._settings.judges
+                    known = [kept_description(folder, self._cache, judges) for folder in self._folders]
                     workers.register_bases(session, self._worker_id, [base for base in known if base])
                 return
             except OperationalError as error:
@@ -243,7 +245,7 @@ class Supervisor:
             self._give_way(attempt)
 
     def _give_way(self, attempt: Attempt) -> None:
-        """A training that has got somewhere steps aside when a picture waits; it resumes right afterwards."""
+        """A training or evaluation that has got somewhere steps aside when a picture waits, and resumes afterwards."""
         at = time.monotonic()
         began = attempt.work_began_at
         if (

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from backend.schemas.compressions import CompressSpec
+from backend.schemas.evaluations import EvaluateSpec, EvaluationReport
 from backend.schemas.trainings import TrainSpec
 from backend.schemas.weights import WeightsManifest
 
@@ -89,6 +90,29 @@ def _of_compression(manifest: WeightsManifest, spec: CompressSpec) -> WeightsMan
     if asked != (manifest.base, manifest.base_hash, manifest.compression, manifest.parents, tokens):
         raise OutputInvalid("the manifest is about other weights, or another compression")
     return manifest
+
+
+def verified_report(report: dict[str, Any], spec: dict[str, Any]) -> EvaluationReport:
+    """A report of finite numbers about exactly what the evaluation asked for. Raises OutputInvalid."""
+    try:
+        found, asked = EvaluationReport.model_validate(report), EvaluateSpec.model_validate(spec)
+    except ValidationError as error:
+        raise OutputInvalid("the report cannot be read") from error
+    pairs = [(each.weights, each.concept) for each in found.concepts]
+    wanted = [(weights.file.id, concept) for weights in asked.weights for concept in weights.concepts]
+    if pairs != wanted or found.judges != asked.judges or found.num_images != asked.num_images:
+        raise OutputInvalid("the report is about another evaluation")
+    for each in found.concepts:
+        for measure in (each.subject_similarity, each.prompt_similarity, each.drift):
+            known = (measure.value, measure.deviation, measure.half_width_95)
+            numbers = [
+                n
+                for n in (*known, *measure.per_seed, measure.raw, measure.zero, measure.one)
+                if n is not None
+            ]
+            if not np.isfinite(numbers).all():
+                raise OutputInvalid("the report has numbers that are not finite")
+    return found
 
 
 def verified_picture(path: Path, size: tuple[int, int] | None = None) -> bytes:

@@ -6,6 +6,7 @@ from backend.api import (
     bases,
     compressions,
     concepts,
+    evaluations,
     events,
     generations,
     images,
@@ -31,5 +32,6 @@ ROUTERS = (
     jobs.router,
     events.router,
     weights.router,
+    evaluations.router,
     images.router,
 )

@@ -15,6 +15,13 @@ class SamplingDefaults(Strict):
     scheduler: str = "dpmsolver++"
 
 
+class JudgesDescription(Strict):
+    """Who measures: a number means nothing without its judge."""
+
+    name: str
+    hash: str = Field(description="sha256 over the judges' weights, hexadecimal")
+
+
 class BaseDescription(Strict):
     """A base model as a worker finds it in a folder, without loading its weights."""
 
@@ -42,6 +49,9 @@ class BaseDescription(Strict):
         description="shape of every key and value matrix of cross-attention, by its site",
     )
     token_width: int = Field(default=0, description="numbers in a row of the text encoder's token embedding")
+    judges: JudgesDescription | None = Field(
+        default=None, description="who measures on this base; null: nobody, and evaluations are refused"
+    )
 
 
 class BaseModelInfo(Strict):
@@ -59,4 +69,7 @@ class BaseModelInfo(Strict):
     prompt_limit_tokens: int
     example_prompts: list[str]
     class_nouns: list[str]
+    judges: JudgesDescription | None = Field(
+        default=None, description="who measures on this base; null: nobody"
+    )
     available: bool = Field(description="a live worker has it")

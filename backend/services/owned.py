@@ -9,9 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import NotFound
-from backend.models import Base, Concept, ConceptWeights, Image, Outbox
+from backend.models import Base, Concept, ConceptWeights, Evaluation, Image, Outbox
 
-Row = TypeVar("Row", Concept, ConceptWeights, Image)
+Row = TypeVar("Row", Concept, ConceptWeights, Evaluation, Image)
 
 
 def get(session: Session, table: type[Row], owner_id: str, item_id: str) -> Row:

@@ -18,12 +18,15 @@ from backend.models import (
     Artifact,
     Concept,
     ConceptWeights,
+    Evaluation,
+    EvaluationWeights,
     Image,
     ImageWeights,
     Job,
     JobEvent,
     WeightsConcept,
 )
+from backend.schemas.evaluations import EvaluationReport
 from backend.schemas.executor import Unit
 from backend.schemas.generations import ImageRecipe
 from backend.schemas.trainings import PinnedConcept
@@ -109,14 +112,18 @@ def succeed(
     result: dict[str, Any],
     metrics: dict[str, Any],
     weights: NewWeights | None = None,
+    evaluation: EvaluationReport | None = None,
 ) -> bool:
-    """T8: the job's end, its weights and its artifacts, in one transaction, unless a cancel came first."""
+    """T8: the job's end, what it made and its artifacts, in one transaction, unless a cancel came first."""
     job = session.get(Job, unit.job, populate_existing=True)
     if job is None:
         return False
     weights_id = new_id()
     if weights is not None:
         result = {**result, "weights": weights_id}
+    evaluation_id = new_id()
+    if evaluation is not None:
+        result = {**result, "evaluation": evaluation_id, "report": evaluation.model_dump(mode="json")}
     if job.kind == "generate":
         images = select(Image.id).where(Image.job_id == job.id).order_by(Image.index)
         result = {**result, "images": list(session.scalars(images))}
@@ -127,7 +134,23 @@ def succeed(
     )  # fmt: skip
     if done and weights is not None:
         _insert_weights(session, unit, job, weights_id, weights)
+    if done and evaluation is not None:
+        _insert_evaluation(session, job, evaluation_id, evaluation)
     return done
+
+
+def _insert_evaluation(session: Session, job: Job, evaluation_id: str, report: EvaluationReport) -> None:
+    session.add(
+        Evaluation(
+            id=evaluation_id, owner_id=job.owner_id, job_id=job.id, base=job.base, base_hash=job.base_hash,
+            report=report.model_dump(mode="json"),
+        )
+    )  # fmt: skip
+    session.flush()
+    for weights_id in {each.weights for each in report.concepts}:
+        session.add(
+            EvaluationWeights(evaluation_id=evaluation_id, weights_id=weights_id, owner_id=job.owner_id)
+        )
 
 
 def _insert_weights(session: Session, unit: Unit, job: Job, weights_id: str, new: NewWeights) -> None:

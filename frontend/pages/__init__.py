@@ -3,6 +3,7 @@
 from frontend.pages import (
     compose,
     concepts,
+    evaluations,
     gallery,
     images,
     jobs,
@@ -22,6 +23,7 @@ ROUTERS = (
     photos.router,
     trainings.router,
     weights.router,
+    evaluations.router,
     jobs.router,
     compose.router,
     gallery.router,

@@ -9,12 +9,14 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from backend.schemas.evaluations import EvaluationReport
 from backend.schemas.jobs import Job
 from backend.schemas.methods import CARDS
 from backend.services import images, jobs
-from frontend import job_view, phrases
+from frontend import job_view, measure_view, phrases
 from frontend.asking import ItemId, Owner, Studied
 from frontend.job_view import History
+from frontend.measure_view import MeasureView
 from frontend.rendering import PageRoute, render, see
 
 router = APIRouter(route_class=PageRoute)
@@ -54,6 +56,7 @@ def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
         "log": history.log(),
         "images": images.to_schemas(session, drawn[::-1]),
         "measures": _measures(job),
+        "judged": _judged(job, {one.id: one.name for one in taught}),
         "machine": _machine(job),
     }
 
@@ -83,6 +86,8 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         elif name == "concepts":
             rows.append(("Concepts", ", ".join(f"@{one['token']} {one['class_noun']}" for one in value)))
             rows.append(("Photos", str(sum(len(one["photos"]) for one in value))))
+        elif name == "judges":
+            rows.append(("Judges", str(value["name"])))
         elif name == "weights":
             used = [f"@{' @'.join(one['tokens'])} at {one['scale']}" for one in value]
             rows.append(("Weights", ", ".join(used) or "the base model as it is"))
@@ -117,6 +122,13 @@ def _measures(job: Job) -> list[tuple[str, str, str]]:
     if metrics.peak_memory_bytes:
         found.append(("Memory", phrases.size(metrics.peak_memory_bytes), "Most memory that it held at once"))
     return found
+
+
+def _judged(job: Job, names: dict[str, str]) -> list[tuple[str, list[MeasureView]]]:
+    """What an evaluation found, by concept."""
+    if job.kind != "evaluate" or job.state != "succeeded" or not job.result:
+        return []
+    return measure_view.of_report(EvaluationReport.model_validate(job.result["report"]), names)
 
 
 def _machine(job: Job) -> list[tuple[str, str, str]]:

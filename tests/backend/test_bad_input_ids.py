@@ -45,6 +45,7 @@ ITEMS = [
     ("GET", "/weights/{}/file", None),
     ("GET", "/weights/{}/analysis", None),
     ("DELETE", "/weights/{}", None),
+    ("GET", "/evaluations/{}", None),
     ("GET", "/images/{}", None),
     ("GET", "/images/{}/file", None),
     ("GET", "/images/{}/thumbnail", None),
@@ -88,6 +89,8 @@ def foreign(client: TestClient, api: Api, workshop: Workshop, studio: Studio) ->
     job = api.generate("a photo of @stark", num_images=1)
     [image] = workshop.draw()
     photo = client.get(f"/api/v1/concepts/{concept['id']}").json()["photos"][0]["id"]
+    client.post("/api/v1/evaluations", json={"weights": [weights]}).raise_for_status()
+    evaluation = workshop.evaluate()
     somebody = new_id()
     with studio.writing() as session:
         session.add(Owner(id=somebody, name="somebody else"))
@@ -95,7 +98,8 @@ def foreign(client: TestClient, api: Api, workshop: Workshop, studio: Studio) ->
         for table in Base.metadata.sorted_tables:
             if "owner_id" in table.columns:
                 session.execute(update(table).values(owner_id=somebody))
-    return {"concepts": concept["id"], "weights": weights, "jobs": job["id"], "images": image, "photo": photo}
+    return {"concepts": concept["id"], "weights": weights, "jobs": job["id"], "images": image, "photo": photo,
+            "evaluations": evaluation}  # fmt: skip
 
 
 def test_every_route_treats_a_foreign_id_as_missing(
@@ -134,7 +138,8 @@ def test_foreign_ids_in_bodies_and_filters(client: TestClient, foreign: dict[str
     assert client.post("/api/v1/generations", json=body).status_code == 404
     body = {"weights": foreign["weights"], "rank": 1}
     assert client.post("/api/v1/compressions", json=body).status_code == 404
-    for path in ("concepts", "jobs", "weights", "images"):
+    assert client.post("/api/v1/evaluations", json={"weights": [foreign["weights"]]}).status_code == 404
+    for path in ("concepts", "jobs", "weights", "images", "evaluations"):
         assert client.get(f"/api/v1/{path}").json()["items"] == []
     for name in ("concept", "weights", "job"):
         given = {
@@ -143,7 +148,7 @@ def test_foreign_ids_in_bodies_and_filters(client: TestClient, foreign: dict[str
         assert client.get("/api/v1/images", params=given).json()["items"] == []
 
 
-LISTS = ["concepts", "jobs", "weights", "images"]
+LISTS = ["concepts", "jobs", "weights", "images", "evaluations"]
 QUERIES = [
     "limit=0", "limit=-1", "limit=201", "limit=abc", "limit=1&limit=2", "limit=1e3", "limit=", "sort=unknown",
     "order=junk", "cursor=junk", f"cursor={MISSING.upper()}x", "cursor=" + "x" * 5000, "limit=5&extra=1",

@@ -24,6 +24,7 @@ GOOD = {
     "edit_photo": {},
     "start_training": {"concepts": ["01900000-0000-7000-8000-000000000000"]},
     "start_generation": {"prompt": "a dog"},
+    "start_evaluation": {"weights": ["01900000-0000-7000-8000-000000000000"]},
     "check_prompt": {"prompt": "a dog"},
     "update_image": {"starred": True},
     "start_compression": {"weights": "01900000-0000-7000-8000-000000000000", "rank": 1},

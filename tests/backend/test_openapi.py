@@ -23,6 +23,7 @@ OPERATIONS = {
     "stream_job_events", "stream_events",
     "list_weights", "get_weights", "get_weights_analysis", "get_weights_file",
     "import_weights", "delete_weights",
+    "start_evaluation", "list_evaluations", "get_evaluation",
     "list_images", "get_image", "get_image_file", "get_image_thumbnail", "update_image", "delete_image",
 }  # fmt: skip
 

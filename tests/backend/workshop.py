@@ -12,8 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from backend.models import ConceptWeights, Job
-from backend.schemas.bases import BaseDescription, SamplingDefaults
+from backend.schemas.bases import BaseDescription, JudgesDescription, SamplingDefaults
 from backend.schemas.compressions import CompressionReport, CompressSpec, SiteCompression, SizeAndError
+from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationReport, Measure
 from backend.schemas.executor import Unit
 from backend.schemas.generations import ImageRecipe, WeightsChoice
 from backend.schemas.trainings import PinnedConcept
@@ -24,6 +25,7 @@ from backend.studio import Studio
 from tests.backend.pictures import encoded, scene
 
 TOKEN_WIDTH = 6
+JUDGES = JudgesDescription(name="two judges", hash="cd" * 32)
 TEXT_SITES = {
     f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{part}": [4, TOKEN_WIDTH] for part in "kv"
 }
@@ -50,7 +52,7 @@ def base(name: str = "toy", **changes: Any) -> BaseDescription:
         "hash": "ab" * 32, "methods": ["custom-diffusion"], "defaults": SamplingDefaults(),
         "prompt_limit_tokens": 40, "tokenizer_json": word_tokenizer(),
         "example_prompts": ["a photo of {} on the moon"], "class_nouns": ["dog"], "text_sites": TEXT_SITES,
-        "token_width": TOKEN_WIDTH,
+        "token_width": TOKEN_WIDTH, "judges": JUDGES,
     }  # fmt: skip
     return BaseDescription(**{**fields, **changes})
 
@@ -76,7 +78,7 @@ class Workshop:
                 session,
                 self.worker_id,
                 queues=("gen_any", "train_any", "cpu"),
-                kinds={"train": 1, "generate": 1, "compress": 1},
+                kinds={"train": 1, "generate": 1, "compress": 1, "evaluate": 1},
                 base_hashes=["ab" * 32],
             )
         assert job is not None
@@ -156,6 +158,28 @@ class Workshop:
         with self.studio.writing() as session:
             assert publishing.succeed(session, unit, result={}, metrics={})
         return list(self.job(job.id).result["images"])  # type: ignore[index]
+
+    def evaluate(self, value: float | None = 0.7) -> str:
+        """Claim an evaluation and publish its report with this value in every measure; its id."""
+        job = self.claim()
+        spec = EvaluateSpec.model_validate(job.spec)
+        measure = Measure(
+            value=value, deviation=value and 0.02, half_width_95=value and 0.05, per_seed=[value] if value else [],
+            raw=0.5, zero=0.1, one=0.9,
+        )  # fmt: skip
+        report = EvaluationReport(
+            judges=spec.judges, prompts=[*spec.prompts, *spec.style_prompts], num_images=spec.num_images,
+            num_inference_steps=20, concepts=[
+                ConceptReport(weights=weights.file.id, concept=concept, subject_similarity=measure,
+                              prompt_similarity=measure, drift=measure)
+                for weights in spec.weights for concept in weights.concepts
+            ],
+        )  # fmt: skip
+        with self.studio.writing() as session:
+            assert publishing.succeed(
+                session, Unit(job=job.id, fence=job.fence), result={}, metrics={}, evaluation=report
+            )
+        return self.job(job.id).result["evaluation"]  # type: ignore[index,no-any-return]
 
     def job(self, job_id: str) -> Job:
         with self.studio.reading() as session:

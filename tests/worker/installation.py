@@ -69,7 +69,9 @@ class Installation:
             if not isinstance(value, list)
         }
         bases = ":".join(map(str, self.settings.base_models))
-        return {**kept, **told, "MOONGATE_BASE_MODELS": bases, "PYTHONUNBUFFERED": "1", **more}
+        judges = ":".join(map(str, self.settings.judges))
+        lists = {"MOONGATE_BASE_MODELS": bases, "MOONGATE_JUDGES": judges}
+        return {**kept, **told, **lists, "PYTHONUNBUFFERED": "1", **more}
 
     def start(self, command: list[str] = DRILL, **environment: str) -> subprocess.Popen[bytes]:
         """A supervisor process, in a session of its own."""

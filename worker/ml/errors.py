@@ -68,3 +68,9 @@ class MethodUnsupported(MLError):
     """A method that does not exist, or that this base model cannot serve."""
 
     code = "method_unsupported"
+
+
+class JudgesUnusable(MLError):
+    """Judges that are missing, cannot be loaded safely, or are others than an evaluation was accepted for."""
+
+    code = "judges_unusable"

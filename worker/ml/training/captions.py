@@ -43,7 +43,7 @@ def class_prompts(class_noun: str, kind: Literal["subject", "style"], examples: 
         return []
     return [
         f"photo of {with_article(class_noun)}",
-        *(_filled(example, class_noun) for example in examples if "{}" in example),
+        *(filled(example, class_noun) for example in examples if "{}" in example),
     ]
 
 
@@ -59,7 +59,7 @@ def other_class_prompts(
         return class_prompts("", kind, examples)
     places = ["photo of {}", *(example for example in examples if "{}" in example)]
     known = [noun for noun in nouns if noun.lower() != class_noun.lower()]
-    return [_filled(places[at % len(places)], noun) for at, noun in enumerate(known)]
+    return [filled(places[at % len(places)], noun) for at, noun in enumerate(known)]
 
 
 def without_noun(text: str, token: str, class_noun: str) -> str:
@@ -72,6 +72,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
-def _filled(example: str, noun: str) -> str:
+def filled(example: str, noun: str) -> str:
+    """``example`` with the class in the place of ``{}``; an article where the example has none before it."""
     before, after = example.split("{}", 1)
     return before + (noun if ARTICLE.search(before) else with_article(noun)) + after
