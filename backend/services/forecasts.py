@@ -70,8 +70,9 @@ def judged(lately: list[Experience], params: Mapping[str, Any]) -> TrainingForec
 
 
 def _prior_images(params: Mapping[str, Any]) -> int:
-    """How many prior images a training uses: none where the prior term is off."""
-    return int(params.get("prior_images", 0)) if params.get("prior_weight", 1) else 0
+    """How many prior images a training uses: none where the prior term is off, or asks the base model instead."""
+    with_images = params.get("prior", "generated") in ("generated", "folder")
+    return int(params.get("prior_images", 0)) if params.get("prior_weight", 1) and with_images else 0
 
 
 def usual_s(session: Session, method: str = "custom-diffusion", preset: Preset = "quick") -> float | None:

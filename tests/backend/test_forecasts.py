@@ -34,10 +34,15 @@ def test_without_a_fit_experience_there_is_no_estimate(before: list[Experience])
         ({"prior_images": 24, "prior_weight": 0.0}, 0),
         ({"prior_images": 24, "prior_weight": 1.0}, 24),
         ({"prior_images": 24}, 24),
+        ({"prior_images": 24, "prior": "folder"}, 24),
+        ({"prior_images": 24, "prior": "prediction"}, 0),
+        ({"prior_images": 24, "prior": "none"}, 0),
         ({}, 0),
     ],
 )
-def test_prior_images_count_where_there_is_a_prior_term(params: dict[str, float], pictures: int) -> None:
+def test_prior_images_count_where_there_is_a_prior_term(
+    params: dict[str, float | str], pictures: int
+) -> None:
     assert forecasts.judged([], params).prior_images == pictures
 
 

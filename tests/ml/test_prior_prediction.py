@@ -20,9 +20,10 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("custom-diffusion", {}),
     ("custom-diffusion", {"train": "crossattn"}),
     ("lora", {"prior_weight": 1.0, "text_encoder": True, "text_learning_rate": 0.01}),
+    ("svdiff", {"prior_weight": 1.0}),
     ("dreambooth", {"text_encoder": True, "text_learning_rate": 0.01}),
 ]
-RATES = {"learning_rate": 0.01, "token_learning_rate": 0.01}
+RATES = {"dreambooth": {"learning_rate": 0.001}, "svdiff": {"learning_rate": 0.05}}
 
 
 @pytest.mark.parametrize(("method", "params"), METHODS, ids=[f"{m}{'-'.join(['', *p])}" for m, p in METHODS])
@@ -32,7 +33,7 @@ def test_the_target_is_the_untouched_models_own_prediction_at_any_step(
     """At the start the prior term and its gradient vanish (methods.md 2, test iii); later it is the mean squared
     distance from what the model predicted before anything was installed.
     """
-    rates = RATES if method != "dreambooth" else {"learning_rate": 0.001}
+    rates = RATES.get(method, {"learning_rate": 0.01, "token_learning_rate": 0.01})
     trainee = prepare(
         model, [stark(photos)], tmp_path, method=method, prior="prediction", **{**rates, **params}
     )
@@ -85,7 +86,7 @@ def test_halves_of_a_batch_give_the_same_gradients(
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["custom-diffusion", "lora", "dreambooth"])
+@pytest.mark.parametrize("method", ["custom-diffusion", "lora", "dreambooth", "svdiff"])
 def test_none_is_none_whatever_lambda(
     model: DiffusionModel, photos: list[Path], tmp_path: Path, method: str
 ) -> None:
