@@ -136,7 +136,7 @@ def test_everything_kept_is_the_same_change_but_for_rounding(
         assert error <= BOUNDS[precision] * torch.linalg.vector_norm(delta.double()), name
     assert read.manifest.parents == [PARENT]
     assert read.manifest.method == weights.manifest.method
-    assert {change.site for change in weight_change(model, read).sites} == before.keys()
+    assert {change.site for change in weight_change(model, read).sites} >= before.keys()
 
 
 @pytest.mark.parametrize("maker", MAKERS)
