@@ -32,7 +32,7 @@ def test_a_smaller_version_by_form(client: TestClient, workshop: Workshop, versi
     page = read(client.get(concept).text)
     assert "Made smaller: 1.5 MB to 300 kB , the word alone." in page.words
     assert "one rank for all would be off by 20.0 %" in page.words
-    assert "mid keys" in page.words
+    assert "mid cross keys" in page.words
     assert "2 of 4" in page.words
     assert len([one for one in page.addresses if "/smaller" in one]) == 2
 
