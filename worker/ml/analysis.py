@@ -19,7 +19,7 @@ from torch import Tensor
 
 from backend.schemas.weights import ChangeGroup, GroupChange, SiteChange, WeightsAnalysis
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import MatrixChange
+from worker.ml.conditioning import DenseChange, MatrixChange
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
 from worker.ml.methods import method_of
@@ -82,12 +82,16 @@ def weight_change(model: DiffusionModel, weights: ConceptWeights) -> WeightsAnal
     of each V*.
 
     A group's mean runs over all its weights, biases and gains, unchanged ones counting as 0; tensors with a norm
-    below 1e-6 are left out, and counted: their ratio means nothing. Raises `WeightsInvalid` when the weights do not
-    fit the model.
+    below 1e-6 are left out, and counted: their ratio means nothing. Gated changes count as where the gate is open.
+    Raises `WeightsInvalid` when the weights do not fit the model.
     """
     method = method_of(weights)
     text, installed = method.edit(model, weights), method.installation(model, weights) or WeightEdit()
     sites = {f"{name}.weight": change for name, change in text.sites.items()}
+    if text.gated:
+        sites |= {
+            f"{name}.weight": DenseChange(delta) for name, delta in method.deltas(model, weights).items()
+        }
     layers = [
         *denoiser_layers(model, {**sites, **installed.denoiser}),
         *encoder_layers(model, installed.text_encoder),
