@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.datastructures import FormData
 
+from backend.schemas.methods import CARDS
 from backend.services import samples
+from frontend import method_fields
 from tests.backend.pictures import photo
 from tests.backend.workshop import Workshop
 from tests.frontend.conftest import Api, Lived
@@ -69,7 +72,7 @@ def test_training_by_form(client: TestClient, api: Api, workshop: Workshop) -> N
         "preset": "quick",
         "param.steps": "7",
         "param.learning_rate": "",
-        "param.augment": ["false", "true"],  # a ticked box follows its hidden field
+        "param.augment": "",  # by preset
         "param.flip": "false",
         "seed": "5",
     }
@@ -102,13 +105,18 @@ def test_wrong_parameters_are_told_at_the_parameter(
 
 
 def test_boxes_that_are_ticked_by_default_are_sent_as_ticked(client: TestClient, api: Api) -> None:
-    html = client.get(f"/concepts/{api.concept('Stark', photos=3)['id']}").text
+    html = client.get(f"/concepts/{api.concept('Stark', photos=3)['id']}?method=textual-inversion").text
     hidden, box = (
         html.index('type="hidden" name="param.flip"'),
         html.index('type="checkbox" name="param.flip"'),
     )
     assert hidden < box  # the later of two fields with one name counts
     assert 'name="param.flip" value="true" checked' in html
+
+
+def test_a_ticked_box_counts_though_its_hidden_field_says_no() -> None:
+    form = FormData([("param.text_encoder", "false"), ("param.text_encoder", "true")])
+    assert method_fields.wanted(CARDS["dreambooth"], "quick", form) == {"text_encoder": True}
 
 
 def test_empty_fields_show_what_they_mean(client: TestClient, api: Api) -> None:
