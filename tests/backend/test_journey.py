@@ -32,7 +32,7 @@ def test_from_photos_to_pictures(client: TestClient, api: Api, workshop: Worksho
     assert [image["id"] for image in listed] == images[::-1]
     image = listed[-1]
     assert image["recipe"]["text"] == "a photo of <stark> dog in the snow"
-    assert image["recipe"]["weights"] == [{"id": weights_id, "scale": 1.0}]
+    assert image["recipe"]["weights"] == [{"id": weights_id, "scale": 1.0, "gate": None}]
     assert image["concepts"] == [concept["id"]]
     picture = client.get(image["url"])
     assert picture.headers["content-type"] == "image/png"

@@ -57,7 +57,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "svdiff": [{"layers": "key-value"}, {"layers": "cross", "text_encoder": True}],
 }
 """Further parameters that take another path through a method."""
-FAST = {"dreambooth": 0.002, "svdiff": 0.05}
+FAST = {"dreambooth": 0.002, "svdiff": 0.05, "perfusion": 0.05}
 """Rates at which fifteen steps overfit a batch, where 0.02 is too fast, all weights moving at once, or too slow."""
 SERVED = [(method, family) for method in METHODS for family, row in FAMILIES.items() if method in row.methods]
 PAIRS = [(method, family, {}) for method, family in SERVED] + [
