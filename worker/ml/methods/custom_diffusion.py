@@ -172,27 +172,26 @@ def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[str,
     was kept. Raises `WeightsInvalid`.
     """
     check_base(model, weights)
-    weight_side = weights.manifest.side == "weights"
+    weight_side, smaller = weights.manifest.side == "weights", weights.manifest.compression is not None
+    expected = changed_parameters(model, weight_side=weight_side)
     found, changes = weights.site_parts(), dict[str, MatrixChange]()
-    for path, parameter in changed_parameters(model, weight_side=weight_side).items():
+    matrices = "cross-attention" if weight_side else "key and value"
+    misnamed = WeightsInvalid(
+        f"The weights do not name the {matrices} matrices of this base model, each once."
+    )
+    for path, parameter in expected.items():
         name, _, leaf = path.rpartition(".")
         held = found.get(name, {})
-        if leaf == "bias":
-            parts = {"delta": held.pop("bias_delta")} if "bias_delta" in held else {}
-        else:
-            parts = {part: held.pop(part) for part in list(held) if part != "bias_delta"}
-        if not parts:
-            continue
-        change = read_change(path, parts, tuple(parameter.shape), model.device)
-        dense = isinstance(change, DenseChange)
-        changes[path] = DenseChange(change.dense().to(model.dtype)) if dense else change
-    expected = changed_parameters(model, weight_side=weight_side).keys()
-    complete = changes.keys() == expected and all(isinstance(each, DenseChange) for each in changes.values())
-    if any(found.values()) or weights.site_parts("encoder") or not (complete or weights.manifest.compression):
-        matrices = "cross-attention" if weight_side else "key and value"
-        raise WeightsInvalid(
-            f"The weights do not name the {matrices} matrices of this base model, each once."
-        )
+        own = [part for part in held if (part == "bias_delta") == (leaf == "bias")]
+        parts = {part.removeprefix("bias_"): held.pop(part) for part in own}
+        if not smaller and parts.keys() != {"delta"}:
+            raise misnamed
+        if parts:
+            change = read_change(path, parts, tuple(parameter.shape), model.device)
+            dense = isinstance(change, DenseChange)
+            changes[path] = DenseChange(change.dense().to(model.dtype)) if dense else change
+    if any(found.values()) or weights.site_parts("encoder"):
+        raise misnamed
     return changes
 
 
