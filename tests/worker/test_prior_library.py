@@ -122,6 +122,7 @@ def test_a_training_takes_its_prior_images_from_the_folder(
         {
             "threads": 1,
             "cache": str(tmp_path / "cache"),
+            "judges": [],
             "base_folders": [str(base)],
             **prior_config(settings),
         }
