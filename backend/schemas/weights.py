@@ -60,6 +60,7 @@ class WeightsManifest(Strict):
     steps: int = Field(description="optimiser steps that were really made")
     parents: list[str] = Field(default_factory=list, description="ids of the weights these were made from")
     compression: Compression | None = None
+    merge: str | None = Field(default=None, description="the merge that made them of their parents")
     code_version: str
 
 

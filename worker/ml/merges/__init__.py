@@ -1,0 +1,1 @@
+"""Merges: one file each, and the table."""
