@@ -6,6 +6,7 @@ No database, no credentials, no queue; paths come with the job.
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from worker.model_cache import ModelCache
 from worker.pipe_run import PHASES, Reporter
 from worker.prior_library import Limits
 
+OF_CONCEPT = "photo_loss/"
+LAST_STEPS = 50
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,6 +54,7 @@ class PipeRun:
         self._checkpoints = Path(job.checkpoints)
         self.gradient_accumulation = 1
         self._told_disk_full = False
+        self._losses: dict[str, deque[float]] = {}
 
     @property
     def checkpoint_s(self) -> float:
@@ -62,6 +66,10 @@ class PipeRun:
             fp("train.step")
             self._reporter.loss(done, metrics["loss"])
             self.gradient_accumulation = int(metrics.get("gradient_accumulation", 1))
+            for name in (name for name in metrics if name.startswith(OF_CONCEPT)):
+                self._losses.setdefault(name.removeprefix(OF_CONCEPT), deque(maxlen=LAST_STEPS)).append(
+                    metrics[name]
+                )
         if unit != "preview":
             self._reporter.progress(phase, done, total)
         if (asked := self._reporter.asked) is not None:
@@ -106,6 +114,15 @@ class PipeRun:
 
     def note(self, code: str, message: str) -> None:
         self._reporter.note(code, message)
+
+    def facts(self) -> dict[str, Any]:
+        """For the report; ``photo_loss``: of each concept of a joint training, over the last steps."""
+        parts = self.gradient_accumulation
+        losses = {token: sum(kept) / len(kept) for token, kept in self._losses.items()}
+        return {
+            **({"gradient_accumulation": parts} if parts > 1 else {}),
+            **({"photo_loss": losses} if losses else {}),
+        }
 
 
 class Workshop:
@@ -217,9 +234,11 @@ class Workshop:
         file = reporter.staging / "weights.safetensors"
         fp("result.before_write")
         weights.save(file)
-        report = {"analysis": analysis.model_dump(mode="json"), "steps": weights.manifest.steps}
-        if run.gradient_accumulation > 1:
-            report["gradient_accumulation"] = run.gradient_accumulation
+        report = {
+            "analysis": analysis.model_dump(mode="json"),
+            "steps": weights.manifest.steps,
+            **run.facts(),
+        }
         return Succeeded(
             **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
         )

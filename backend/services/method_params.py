@@ -35,10 +35,19 @@ _SENTENCES = {
 }
 
 
-def checked(card: MethodCard, preset: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of the method. Invalid with a sentence at ``/params/<name>`` for each that is wrong."""
+def checked(card: MethodCard, preset: str, params: Mapping[str, Any], concepts: int = 1) -> dict[str, Any]:
+    """All parameters of the method. Invalid with a sentence at ``/params/<name>`` for each that is wrong.
+
+    Steps of a preset are meant for one concept; of ``concepts`` that train jointly each gets as many (methods.md 5:
+    250 for one, 500 for two).
+    """
+    offered = dict(card.presets[preset])
+    if concepts > 1 and "steps" in card.params_type.model_fields:
+        field = card.params_type.model_fields["steps"]
+        most = next(limit.le for limit in field.metadata if hasattr(limit, "le"))
+        offered["steps"] = min(concepts * int(offered.get("steps", field.default)), most)
     try:
-        found = card.params_type.model_validate({**card.presets[preset], **params}, strict=True)
+        found = card.params_type.model_validate({**offered, **params}, strict=True)
     except ValidationError as error:
         wrong = [
             FieldError(pointer=_pointer(item["loc"]), detail=_sentence(item))

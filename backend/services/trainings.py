@@ -54,7 +54,7 @@ def pin(session: Session, owner_id: str, body: TrainingCreate) -> TrainSpec:
         raise Invalid.at("/concepts", "The same concept is named twice.")
     for index, row in enumerate(rows):
         consent.require(row, f"/concepts/{index}")
-    params = method_params.checked(card, body.preset, body.params)
+    params = method_params.checked(card, body.preset, body.params, len(rows))
     pinned = [_pinned(session, row, card, index) for index, row in enumerate(rows)]
     return TrainSpec(
         concepts=pinned,

@@ -10,6 +10,7 @@ from backend.schemas.methods.card import MethodCard
 from backend.schemas.methods.prior_source import Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
+    Collages,
     Flip,
     MaxGradNorm,
     PreviewEvery,
@@ -57,6 +58,7 @@ class DreamBoothParams(Strict):
         ),
     ] = "adamw"
     flip: Flip = True
+    collages: Collages = 0.0
     max_grad_norm: MaxGradNorm = 1.0
     preview_every: PreviewEvery = 50
 

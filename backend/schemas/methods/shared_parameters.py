@@ -17,3 +17,12 @@ MaxGradNorm = Annotated[float, Field(gt=0, le=100, description="gradients are cl
 PreviewEvery = Annotated[
     int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
 ]
+Collages = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=0.9,
+        description="where several subjects train together: share of the rows that show two of them side by side "
+        "(SVDiff's Cut-Mix: 0.6)",
+    ),
+]

@@ -39,6 +39,7 @@ from worker.ml.training.lessons import (
     Lesson,
     check_distinct,
     check_texts,
+    collage_texts,
     deal_lessons,
     noun_caption,
     plain_caption,
@@ -70,6 +71,7 @@ class CustomDiffusion:
         edit = untrained_edit(model, concepts, new_category=params.new_category)
         captions = plain_captions(concepts, augment=params.augment, new_category=params.new_category)
         vectors = {name: rows.vectors for name, rows in edit.tokens.items()}
+        captions += collage_texts(concepts, collage_share(params))
         check_texts(model, edit, (*captions, *previews), vectors.__getitem__)
         lessons = prepare(model, concepts, params, seed=seed, prior_dir=prior_dir, run=run)
         weight_side = side(params) == "weights"
@@ -243,8 +245,21 @@ def deal_rows(
     """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts."""
     caption = noun_caption if params.new_category else plain_caption
     return deal_lessons(
-        lessons, batch_size=params.batch_size, seed=seed, step=step, edit=edit, caption=caption
+        lessons,
+        batch_size=params.batch_size,
+        seed=seed,
+        step=step,
+        edit=edit,
+        caption=caption,
+        collages=collage_share(params),
     )
+
+
+def collage_share(params: CustomDiffusionParams) -> float:
+    """The share of collages; none where classes are taught by their plain names, which a caption cannot tell from the
+    classes of prior images.
+    """
+    return 0.0 if params.new_category else params.collages
 
 
 def manifest(

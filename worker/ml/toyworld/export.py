@@ -26,12 +26,11 @@ from worker.ml.toyworld.denoiser import new_scheduler
 from worker.ml.toyworld.denoiser_training import averaged_learner
 from worker.ml.toyworld.judge_training import IMAGE_TEXT_STATE, SUBJECT_STATE
 from worker.ml.toyworld.tokenizer import save_tokenizer
-from worker.ml.toyworld.world import DRAWN_NOUNS
+from worker.ml.toyworld.world import DRAWN_NOUNS, RARE_TOKENS
 
 MAX_SHARD = "12MB"
 GUIDANCE = 4.0
 STEPS = 20
-INITIAL_WORD = "qx"
 EXAMPLE_PROMPTS = (
     "a photo of {} on the beach",
     "a photo of {} in the snow",
@@ -52,7 +51,7 @@ def moongate_json() -> dict[str, object]:
         "size_multiple": 16,
         "max_size": 128,
         "defaults": {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": "dpmsolver++"},
-        "placeholder_initialiser": INITIAL_WORD,
+        "placeholder_initialiser": list(RARE_TOKENS),
         "example_prompts": list(EXAMPLE_PROMPTS),
         "class_nouns": list(DRAWN_NOUNS),
     }

@@ -27,6 +27,7 @@ from worker.ml.training.lessons import (
     Lesson,
     check_distinct,
     check_texts,
+    collage_texts,
     deal_lessons,
     plain_captions,
     prepare_lessons,
@@ -56,6 +57,8 @@ class RecipeParams(Protocol):
     @property
     def flip(self) -> bool: ...
     @property
+    def collages(self) -> float: ...
+    @property
     def max_grad_norm(self) -> float: ...
     @property
     def preview_every(self) -> int: ...
@@ -84,7 +87,8 @@ class Recipe:
         `InputInvalid`, and what `Run.step` raises.
         """
         params = self.params
-        check_texts(self.model, edit, (*plain_captions(self.concepts, augment=False), *self.previews))
+        texts = plain_captions(self.concepts, augment=False) + collage_texts(self.concepts, params.collages)
+        check_texts(self.model, edit, (*texts, *self.previews))
         return prepare_lessons(
             self.model,
             self.concepts,
@@ -121,7 +125,12 @@ class Recipe:
             steps=params.steps,
             groups=tuple(group for group in groups if group.tensors),
             rows=lambda step: deal_lessons(
-                lessons, batch_size=params.batch_size, seed=self.seed, step=step, edit=edit
+                lessons,
+                batch_size=params.batch_size,
+                seed=self.seed,
+                step=step,
+                edit=edit,
+                collages=params.collages,
             ),
             result=result,
             preview=lambda run: draw_previews(model, self.previews, edit, self.seed, run),

@@ -68,7 +68,7 @@ def _computed(model: DiffusionModel, active: Sequence[Progress], batches: Sequen
         return _in_parts(model, active, batches, parts)
     whole = [slice(0, len(rows.latents)) for rows in batches]
     losses = [
-        with_prior(rows_of, rows.prior, progress.trainee.prior_weight)
+        with_prior(rows_of, rows.prior, progress.trainee.prior_weight, rows.tokens)
         for rows_of, rows, progress in zip(
             _row_losses(model, active, batches, whole), batches, active, strict=True
         )
@@ -92,7 +92,7 @@ def _in_parts(
         for kept, of in zip(found, row_losses, strict=True):
             kept.append(of.detach())
     return [
-        with_prior(torch.cat(kept), rows.prior, progress.trainee.prior_weight)
+        with_prior(torch.cat(kept), rows.prior, progress.trainee.prior_weight, rows.tokens)
         for kept, rows, progress in zip(found, batches, active, strict=True)
     ]
 

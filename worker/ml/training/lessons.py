@@ -16,8 +16,10 @@ from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Untouched
 from worker.ml.run import Run
+from worker.ml.streams import rng
 from worker.ml.training.augmentation import SMALL, ZOOMED
 from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
+from worker.ml.training.collages import collage, collage_captions, collage_rows, words
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.retrieval import retrieve_prior
@@ -86,6 +88,20 @@ def plain_captions(
         photo_caption(None if new_category else c.token, c.class_noun, c.kind, prefix)
         for c in concepts
         for prefix in prefixes
+    ]
+
+
+def collage_texts(concepts: Sequence[ConceptExamples], collages: float) -> list[str]:
+    """Captions that collages of any two of the concepts may get."""
+    if collages == 0.0:
+        return []
+    placed = [concept for concept in concepts if concept.kind == "subject"]
+    return [
+        text
+        for one in placed
+        for other in placed
+        if one is not other
+        for text in collage_captions(words(one, False), words(other, False))
     ]
 
 
@@ -192,10 +208,13 @@ def deal_lessons(
     step: int,
     edit: TextEdit,
     caption: Caption = plain_caption,
+    collages: float = 0.0,
 ) -> Rows:
-    """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts."""
+    """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts. A share
+    ``collages`` of the rows shows two concepts, where there are two subjects (`worker.ml.training.collages`).
+    """
     edits = ((edit, 1.0),)
-    latents, masks, captions, prior = [], [], [], []
+    latents, masks, captions, prior, tokens = [], [], [], [], list[str]()
     first = step * batch_size
     for number, lesson in enumerate(lessons):
         concept, bank = lesson.concept, lesson.bank
@@ -208,6 +227,7 @@ def deal_lessons(
         masks.append(bank.masks[dealt])
         captions += [caption(lesson, bank.prefixes[entry], turn + nth) for nth, entry in enumerate(dealt)]
         prior += [False] * turns
+        tokens += [concept.token] * turns
         if lesson.prior is not None:
             kept = lesson.prior
             drawn = deal(kept.captions, seed, f"prior/{concept.token}", **places, together=PRIOR_TOGETHER)
@@ -215,14 +235,24 @@ def deal_lessons(
             masks.append(torch.ones_like(masks[-1]))
             captions += [kept.captions[entry] for entry in drawn]
             prior += [True] * turns
+            tokens += [concept.token] * turns
+    shown, fields = torch.cat(latents), torch.cat(masks)
+    for row, (left, right) in collage_rows(
+        lessons, tokens, prior, share=collages, seed=seed, step=step
+    ).items():
+        shown[row], captions[row] = collage(
+            lessons, left, right, prior[row], rng(seed, f"halves/{row}", step)
+        )
+        fields[row], tokens[row] = 1.0, ""
     distinct = list(dict.fromkeys(captions))
     return Rows(
-        latents=torch.cat(latents),
-        masks=torch.cat(masks),
+        latents=shown,
+        masks=fields,
         prompts=[Prompt(each, edits) for each in distinct],
         prompt_of_row=[distinct.index(each) for each in captions],
         prior=prior,
         untouched=next(
             (each.prior.untouched for each in lessons if isinstance(each.prior, PriorPrediction)), None
         ),
+        tokens=tokens if len(lessons) > 1 else (),
     )

@@ -6,8 +6,8 @@ same``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,12 +33,13 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: PredictionType) -
 @dataclass(frozen=True)
 class Loss:
     """``total`` is what is minimised; ``photos`` and ``prior`` its two means before lambda (prior is None
-    without one).
+    without one). ``by_token``: of a joint training, the mean over the photo rows of each concept that has any.
     """
 
     total: Tensor
     photos: Tensor
     prior: Tensor | None
+    by_token: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def row_weights(prior: Sequence[bool], prior_weight: float) -> Tensor:
@@ -48,13 +49,21 @@ def row_weights(prior: Sequence[bool], prior_weight: float) -> Tensor:
     return torch.tensor([prior_weight / preserved if of_prior else 1.0 / photos for of_prior in prior])
 
 
-def with_prior(row_losses: Tensor, prior: Sequence[bool], prior_weight: float) -> Loss:
+def with_prior(
+    row_losses: Tensor, prior: Sequence[bool], prior_weight: float, tokens: Sequence[str] = ()
+) -> Loss:
     """Row losses [B] -> the objective. The two means are taken separately, so lambda does not depend on the
-    batch's split.
+    batch's split. ``tokens`` [B] as `worker.ml.training.trainee.Rows` has them.
     """
+    by_token = {
+        token: row_losses[[row for row, own in enumerate(tokens) if own == token and not prior[row]]]
+        .mean()
+        .detach()
+        for token in sorted({own for own, kept in zip(tokens, prior, strict=False) if own and not kept})
+    }
     is_prior = torch.tensor(list(prior), device=row_losses.device)
     photos = row_losses[~is_prior].mean()
     if not any(prior):
-        return Loss(photos, photos, None)
+        return Loss(photos, photos, None, by_token)
     preserved = row_losses[is_prior].mean()
-    return Loss(photos + prior_weight * preserved, photos, preserved)
+    return Loss(photos + prior_weight * preserved, photos, preserved, by_token)

@@ -32,7 +32,8 @@ class Rows:
 
     latents [B, C, h, w]; masks [B, 1, h, w] in {0, 1}, the cells that count; ``prompts``: the distinct texts;
     ``prompt_of_row`` [B] indexes them; ``prior`` [B]: the row belongs to the prior term. ``untouched``: the targets of
-    the prior rows are what this model predicts for them, and not the noise that was drawn.
+    the prior rows are what this model predicts for them, and not the noise that was drawn. ``tokens`` [B]: the concept
+    that a row teaches or preserves; empty for a collage of several, and all of it where a training is of one.
     """
 
     latents: Tensor
@@ -41,6 +42,7 @@ class Rows:
     prompt_of_row: Sequence[int]
     prior: Sequence[bool]
     untouched: Untouched | None = None
+    tokens: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
