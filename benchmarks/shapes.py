@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from backend.schemas.bases import BaseDescription, SamplingDefaults
+from backend.schemas.methods import CARDS
 from worker.ml.families.stable_diffusion import StableDiffusion
 
 SCHEDULE = {
@@ -56,7 +57,7 @@ def build(
         size_multiple=8,
         max_size=resolution,
         hash="0" * 64,
-        methods=["custom-diffusion"],
+        methods=list(CARDS),
         defaults=SamplingDefaults(),
         prompt_limit_tokens=positions,
         tokenizer_json="",
