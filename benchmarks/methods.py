@@ -41,30 +41,41 @@ LABEL_PX = 110
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: a method by a preset."""
+    """A row of the table: a method by a preset, or by a variant of one."""
 
     method: str
     preset: str
     params: dict[str, Any]
+    variant: str = ""
 
     @property
     def key(self) -> str:
         """Names its files."""
-        return f"{self.method}-{self.preset}"
+        return "-".join(part for part in (self.method, self.preset, self.variant) if part)
 
 
 def entries(bench: Bench) -> list[Entry]:
-    """Every method of the registry that serves the base, or those that the experiment names; ``params`` override."""
+    """Every method of the registry that serves the base, or those that the experiment names; ``params`` override.
+    Then its ``variants``: a preset with other parameters.
+    """
     named = bench.spec.get("methods") or list(METHODS)
     found = []
     for method in (name for name in named if name in bench.model.description.methods):
-        card = CARDS[method]
-        known = card.params_type.model_fields
-        changed = {name: value for name, value in bench.spec.get("params", {}).items() if name in known}
-        for preset in bench.spec["presets"]:
-            params = card.params_type(**{**card.presets[preset], **changed})
-            found.append(Entry(method, preset, params.model_dump(mode="json")))
+        found += [entry_of(bench, method, preset, {}) for preset in bench.spec["presets"]]
+    for variant in (one for one in bench.spec.get("variants", ()) if one["method"] in named):
+        found.append(
+            entry_of(bench, variant["method"], variant["preset"], variant["params"], variant["name"])
+        )
     return found
+
+
+def entry_of(bench: Bench, method: str, preset: str, params: dict[str, Any], variant: str = "") -> Entry:
+    """The preset's parameters, then ``params``, then those that the experiment changes for all."""
+    card = CARDS[method]
+    known = card.params_type.model_fields
+    changed = {name: value for name, value in bench.spec.get("params", {}).items() if name in known}
+    made = card.params_type(**{**card.presets[preset], **params, **changed})
+    return Entry(method, preset, made.model_dump(mode="json"), variant)
 
 
 def targets(bench: Bench) -> list[Taught]:
@@ -227,7 +238,7 @@ def markdown(bench: Bench, table: dict[str, dict[str, Any]]) -> str:
         for entry in (one for one in entries(bench) if one.key in table[kind]):
             row = table[kind][entry.key]
             cells = [
-                f"{CARDS[entry.method].title} | {entry.preset} | {row['n']}",
+                f"{CARDS[entry.method].title} | {', '.join(filter(None, (entry.preset, entry.variant)))} | {row['n']}",
                 cell(row["subject_similarity"], 1, 2),
                 cell(row["prompt_similarity"], 1, 2),
                 cell(row["drift"], 1000, 2),

@@ -65,6 +65,20 @@ def test_trained_is_everything_but_the_autoencoder_and_the_table_of_words(
         assert groups[1].learning_rate == 1e-4
 
 
+def test_the_word_alone_learns_beside_the_denoiser(
+    model: DiffusionModel, photos: list[Path], prior: Path
+) -> None:
+    trainee = prepared(model, photos, prior, train_token=True, token_learning_rate=0.01)
+    assert {name: each.numel() for name, each in trainee.groups[1].tensors.items()} == {
+        "token.stark.learned": 32
+    }
+    assert (trainee.groups[1].learning_rate, trainee.groups[1].weight_decay) == (0.01, 0.0)
+    [weights] = train(model, [trainee], InProcessRun())
+    learned, start = (weights.tensors[f"token.stark.{part}"] for part in ("learned", "start"))
+    assert not torch.equal(learned, start)
+    assert not any(name.startswith("encoder.") for name in weights.tensors)
+
+
 def test_nothing_learnt_is_the_base_model_to_the_bit(
     model: DiffusionModel, photos: list[Path], prior: Path
 ) -> None:

@@ -60,10 +60,11 @@ class LoraParams(Strict):
     preview_every: PreviewEvery = 50
 
 
+PIVOTAL = {"train_token": True, "token_learning_rate": 2e-3, "prior_weight": 1.0}
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
-    "quick": {"steps": 200, "learning_rate": 5e-4},
-    "balanced": {"steps": 500, "learning_rate": 3e-4},
-    "thorough": {"steps": 1000, "rank": 8, "train_token": True, "prior_weight": 1.0},
+    "quick": {"steps": 150, "learning_rate": 1e-3, **PIVOTAL, "prior_images": 16, "prior_steps": 10},
+    "balanced": {"steps": 300, "learning_rate": 1e-3, **PIVOTAL},
+    "thorough": {"steps": 1000, "rank": 8, "learning_rate": 5e-4, **PIVOTAL, "prior_images": 48},
 }
 
 

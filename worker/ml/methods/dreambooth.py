@@ -80,13 +80,15 @@ class DreamBooth:
             for part, parameters in base.items()
         }
         words = {f"token.{name}.learned": rows.learned for name, rows in edit.tokens.items()}
-        if params.text_encoder:
+        groups = [Group(_keyed("site", copies["site"]), params.learning_rate, 0.0)]
+        if params.text_encoder or params.train_token:
             for tensor in words.values():
                 tensor.requires_grad_(True)
-        groups = [Group(_keyed("site", copies["site"]), params.learning_rate, 0.0)]
         if params.text_encoder:
             encoder = {**_keyed("encoder", copies["encoder"]), **words}
             groups.append(Group(encoder, params.text_learning_rate, 0.0))
+        elif params.train_token:
+            groups.append(Group(words, params.token_learning_rate, 0.0))
 
         @contextmanager
         def in_their_places() -> Iterator[None]:
