@@ -252,7 +252,8 @@ def markdown(bench: Bench, table: dict[str, dict[str, Any]]) -> str:
     lines += [
         f"One training a target; {len(bench.spec['prompts'])} prompts, {seeds} pictures of each, the same seeds "
         f"everywhere, {bench.spec['num_inference_steps']} steps. ± is half of the 95 % interval over the n targets "
-        "(Student), a dash where n is 1. Scales and anchors: `worker/ml/evaluation/protocol.py`. Seconds and memory "
+        "(Student), a dash where n is 1. Scales and anchors: `worker/ml/evaluation/protocol.py`. Seconds (of one "
+        "core's work, or of the clock where there is a GPU) and memory "
         f"without prior images, which a class shares; memory of the whole process, or of the GPU where there is one "
         f"(here: {environment()['device']}).",
         "",
