@@ -1,7 +1,8 @@
 """``python -m benchmarks.one_training order.json``: one training in a process of its own, so that its peak is its own.
 
 The prior images are made first and are not part of the time: they are shared by all concepts of a class. Without a GPU
-the time is the processor's, so that other programs on the machine count as little as they can. The most memory is that of the process (``VmHWM``, set back before the training), or of the device where there is one.
+the time is the processor's, so that other programs on the machine count as little as they can. The most memory is that
+of the process (``VmHWM``, set back before the training), or of the device where there is one.
 """
 
 from __future__ import annotations
