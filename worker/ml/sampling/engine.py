@@ -12,16 +12,32 @@ from numpy.typing import NDArray
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit
 from worker.ml.families.base import DiffusionModel
-from worker.ml.installation import WeightEdit, installed
+from worker.ml.installation import Installation, WeightEdit, installed
 from worker.ml.methods import method_of
+from worker.ml.regions import USUAL_SHARE, BaseShare, Box
 from worker.ml.run import Run
 from worker.ml.sampling.latents import ConditioningCache, Picture, RunWatch, Watch, check, watched_latents
 from worker.ml.sampling.pixels import to_uint8
+from worker.ml.sampling.regions import RegionPrompt, all_prompts
+
+Weighed = tuple[tuple[ConceptWeights, float], ...]
+"""Weights with their scales."""
+
+
+@dataclass(frozen=True)
+class RegionUnit:
+    """A box of a picture: its encoder text, and the weights that act on it alone."""
+
+    text: str
+    box: Box
+    weights: Weighed = ()
 
 
 @dataclass(frozen=True)
 class GenerationUnit:
-    """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels."""
+    """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels.
+    ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``.
+    """
 
     index: int
     text: str
@@ -32,7 +48,9 @@ class GenerationUnit:
     scheduler: str
     width: int
     height: int
-    weights: tuple[tuple[ConceptWeights, float], ...] = ()
+    weights: Weighed = ()
+    regions: tuple[RegionUnit, ...] = ()
+    share: BaseShare = USUAL_SHARE
 
 
 def generate(
@@ -57,14 +75,14 @@ def pictures(
 
     Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`, `MethodUnsupported`.
     """
-    edits: dict[int, tuple[TextEdit, WeightEdit | None]] = {}
+    edits: Resolved = {}
     made = [_picture(model, unit, edits) for unit in units]
     for picture in made:
         check(model, picture)
         if cache is not None:
-            texts = [picture.prompt, picture.negative] if picture.guided else [picture.prompt]
-            with torch.no_grad(), installed(model, picture.installation):
-                cache.rows(model, texts, picture.installation)
+            for installation, texts in all_prompts(picture).items():
+                with torch.no_grad(), installed(model, installation):
+                    cache.rows(model, texts, installation)
     return made
 
 
@@ -81,26 +99,42 @@ def draw(
         yield place, to_uint8(model.decode_latents(latents[None]))[0]
 
 
-def _picture(
-    model: DiffusionModel, unit: GenerationUnit, edits: dict[int, tuple[TextEdit, WeightEdit | None]]
-) -> Picture:
-    """``edits`` holds one edit per weights object, so that equal prompts are recognised as equal."""
-    for weights, _ in unit.weights:
-        if id(weights) not in edits:
-            method = method_of(weights)
-            edits[id(weights)] = method.edit(model, weights), method.installation(model, weights)
-    chosen = tuple((edits[id(weights)][0], scale) for weights, scale in unit.weights)
-    installations = ((edits[id(weights)][1], scale) for weights, scale in unit.weights)
+Resolved = dict[int, tuple[TextEdit, WeightEdit | None]]
+"""One edit per weights object, so that equal prompts are recognised as equal."""
+
+
+def _picture(model: DiffusionModel, unit: GenerationUnit, edits: Resolved) -> Picture:
+    edited, installation = _acting(model, unit.weights, edits)
+    regions = []
+    for region in unit.regions:
+        inside, needed = _acting(model, region.weights, edits)
+        negative = Prompt(unit.negative_text, inside, negative=True)
+        regions.append(RegionPrompt(Prompt(region.text, inside), negative, region.box, needed))
     return Picture(
-        prompt=Prompt(unit.text, chosen),
-        negative=Prompt(unit.negative_text, chosen, negative=True),
+        prompt=Prompt(unit.text, edited),
+        negative=Prompt(unit.negative_text, edited, negative=True),
         seed=unit.seed,
         num_inference_steps=unit.num_inference_steps,
         guidance_scale=unit.guidance_scale,
         scheduler=unit.scheduler,
         width=unit.width,
         height=unit.height,
-        installation=tuple(
-            (edit, scale) for edit, scale in installations if edit is not None and scale != 0.0
-        ),
+        installation=installation,
+        regions=tuple(regions),
+        share=unit.share,
+    )
+
+
+def _acting(
+    model: DiffusionModel, weights: Weighed, edits: Resolved
+) -> tuple[tuple[tuple[TextEdit, float], ...], Installation]:
+    """What weights do to a text, and what they need installed."""
+    for each, _ in weights:
+        if id(each) not in edits:
+            method = method_of(each)
+            edits[id(each)] = method.edit(model, each), method.installation(model, each)
+    needed = ((edits[id(each)][1], scale) for each, scale in weights)
+    return (
+        tuple((edits[id(each)][0], scale) for each, scale in weights),
+        tuple((edit, scale) for edit, scale in needed if edit is not None and scale != 0.0),
     )
