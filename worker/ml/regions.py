@@ -55,8 +55,8 @@ def _covered(begin: float, end: float, cells: int) -> Tensor:
 class BaseShare:
     """The base share ``a`` over the steps: ``first`` in the first, ``last`` in the last, straight in between."""
 
-    first: float = 0.2
-    last: float = 0.2
+    first: float = 0.0
+    last: float = 0.0
 
     def at(self, progress: float) -> float:
         """``progress`` is 0 in the first step and 1 in the last."""
