@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.schemas.executor import Succeeded
-from backend.schemas.generations import GenerateSpec
+from backend.schemas.generations import GenerateSpec, WeightsChoice
 from worker import device
 from worker.executor import Ended, JobStopped
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.families import DiffusionModel
 from worker.ml.methods import with_gate
+from worker.ml.regions import USUAL_SHARE, BaseShare, Box
 from worker.ml.run import Run
-from worker.ml.sampling.engine import GenerationUnit, draw, generate, pictures
+from worker.ml.sampling.engine import GenerationUnit, RegionUnit, Weighed, draw, generate, pictures
 from worker.ml.sampling.latents import ConditioningCache, Picture
 from worker.pipe_run import PHASES, Reporter
-from worker.recipes import image_recipe, png_chunks
+from worker.recipes import acting, image_recipe, png_chunks
 
 
 def draw_alone(model: DiffusionModel, reporter: Reporter, run: Run) -> Succeeded:
@@ -74,10 +75,25 @@ class Order:
     def units(self) -> list[GenerationUnit]:
         """Raises WeightsInvalid."""
         spec, inputs = self.spec, self.reporter.job.inputs
-        weights = tuple(
-            (with_gate(ConceptWeights.load(Path(inputs[used.file.storage_key])), used.gate), used.scale)
-            for used in spec.weights
+        loaded = {
+            used.file.id: ConceptWeights.load(Path(inputs[used.file.storage_key])) for used in spec.weights
+        }
+        chosen: dict[str, tuple[ConceptWeights, float]] = {}
+
+        def weighed(choices: Sequence[WeightsChoice]) -> Weighed:
+            """One object for each choice: equal ones share what is computed of them."""
+            for choice in choices:
+                key = choice.model_dump_json()
+                chosen.setdefault(key, (with_gate(loaded[choice.id], choice.gate), choice.scale))
+            return tuple(chosen[choice.model_dump_json()] for choice in choices)
+
+        layout = spec.layout
+        weights = weighed(layout.whole if layout else acting(spec))
+        regions = tuple(
+            RegionUnit(each.text, Box(each.x, each.y, each.width, each.height), weighed(each.weights))
+            for each in (layout.regions if layout else ())
         )
+        share = BaseShare(layout.base_share, layout.late_base_share) if layout else USUAL_SHARE
         return [
             GenerationUnit(
                 index=index,
@@ -90,6 +106,8 @@ class Order:
                 width=spec.width,
                 height=spec.height,
                 weights=weights,
+                regions=regions,
+                share=share,
             )
             for index in range(spec.num_images)
             if index not in self.reporter.drawn

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
-from backend.schemas.generations import SCHEDULERS, GenerateSpec, ImageRecipe, WeightsChoice
+from backend.schemas.generations import SCHEDULERS, GenerateSpec, ImageRecipe, PinnedRegion, WeightsChoice
 from backend.schemas.version import VERSION
 
 if TYPE_CHECKING:
@@ -16,11 +17,26 @@ def image_recipe(spec: GenerateSpec, index: int) -> ImageRecipe:
     return ImageRecipe(
         prompt=spec.prompt, text=spec.text, negative_prompt=spec.negative_prompt, base=spec.base,
         base_hash=spec.base_hash,
-        weights=[WeightsChoice(id=w.file.id, scale=w.scale, gate=w.gate) for w in spec.weights],
+        weights=spec.layout.whole if spec.layout else acting(spec),
         seed=(spec.seed + index) % 2**32, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, scheduler=spec.scheduler, width=spec.width, height=spec.height,
-        code_version=VERSION,
+        code_version=VERSION, **_regions(spec),
     )  # fmt: skip
+
+
+def acting(spec: GenerateSpec) -> list[WeightsChoice]:
+    """The weights of a spec as choices."""
+    return [WeightsChoice(id=used.file.id, scale=used.scale, gate=used.gate) for used in spec.weights]
+
+
+def _regions(spec: GenerateSpec) -> dict[str, Any]:
+    if spec.layout is None:
+        return {}
+    return {
+        "regions": spec.layout.regions,
+        "base_share": spec.layout.base_share,
+        "late_base_share": spec.layout.late_base_share,
+    }
 
 
 def parameters_text(recipe: ImageRecipe) -> str:
@@ -37,9 +53,15 @@ def parameters_text(recipe: ImageRecipe) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": recipe.base_hash[:10],
         "Model": recipe.base,
+        **({"Regions": json.dumps("; ".join(map(_told, recipe.regions)))} if recipe.regions else {}),
         "Version": f"moongate {recipe.code_version}",
     }
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
+
+
+def _told(region: PinnedRegion) -> str:
+    """ "0.0 0.1 0.5 0.8 a <stark> dog": the corner, the size, the text."""
+    return f"{region.x:.3g} {region.y:.3g} {region.width:.3g} {region.height:.3g} {region.text}"
 
 
 def png_chunks(recipe: ImageRecipe) -> PngInfo:

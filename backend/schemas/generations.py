@@ -27,6 +27,24 @@ class WeightsChoice(Strict):
     gate: Gate | None = Field(default=None, description="None: as the weights were made; gated methods only")
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Region(Strict):
+    """A box of the picture and what stands in it. Edges in shares of the picture, from its upper left corner."""
+
+    x: Annotated[float, Field(allow_inf_nan=False)]
+    y: Annotated[float, Field(allow_inf_nan=False)]
+    width: Annotated[float, Field(allow_inf_nan=False)]
+    height: Annotated[float, Field(allow_inf_nan=False)]
+    prompt: PromptText = Field(
+        description="who is there: a concept, or words; the rest is the picture's prompt"
+    )
+    weights: Annotated[list[WeightsChoice], Field(max_length=8)] | None = Field(
+        default=None, description="None: those of the request, else the newest of each token"
+    )
+
+
 class GenerationCreate(Strict):
     """``POST /generations``. ``None`` means: the default of the base (or of the weights)."""
 
@@ -41,6 +59,17 @@ class GenerationCreate(Strict):
     scheduler: str | None = None
     width: Annotated[int, Field(ge=8, le=4096)] | None = None
     height: Annotated[int, Field(ge=8, le=4096)] | None = None
+    regions: Annotated[list[Region], Field(max_length=8)] = Field(
+        default_factory=list,
+        description="boxes in which one thing or concept stands; several without a merge",
+    )
+    base_share: Share = Field(
+        default=0.0,
+        description="what the picture's own prompt keeps inside the boxes; 0: nothing, 1: everything",
+    )
+    late_base_share: Share | None = Field(
+        default=None, description="the same in the last step, straight in between; None: as in the first"
+    )
 
 
 class PinnedWeights(Strict):
@@ -51,8 +80,35 @@ class PinnedWeights(Strict):
     concepts: list[Id]
 
 
+class PinnedRegion(Strict):
+    """A region as it is drawn: ``weights`` act on ``text``, inside the box."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    prompt: str = Field(description="as the person wrote it")
+    text: str = Field(
+        description="built from the whole prompt, as the text encoder reads it (methods.md 13.5)"
+    )
+    weights: list[WeightsChoice]
+
+
+class Layout(Strict):
+    """A picture with regions. ``whole``: the weights that act on the picture's own text, which has class nouns for
+    what stands in the regions.
+    """
+
+    regions: Annotated[list[PinnedRegion], Field(min_length=1)]
+    whole: list[WeightsChoice]
+    base_share: float
+    late_base_share: float
+
+
 class GenerateSpec(Strict):
-    """Spec of a ``generate`` job. Image ``i`` draws with seed ``(seed + i) mod 2**32``."""
+    """Spec of a ``generate`` job. Image ``i`` draws with seed ``(seed + i) mod 2**32``. All ``weights`` act on
+    ``text`` where there is no ``layout``.
+    """
 
     spec_version: Literal[1] = 1
     prompt: str = Field(description="as the person wrote it, with @tokens")
@@ -68,10 +124,13 @@ class GenerateSpec(Strict):
     scheduler: str
     width: int
     height: int
+    layout: Layout | None = None
 
 
 class ImageRecipe(Strict):
-    """All that is needed to draw one image again; stored in its row and in its PNG."""
+    """All that is needed to draw one image again; stored in its row and in its PNG. ``weights`` act on ``text``, those
+    of a region on the region's.
+    """
 
     prompt: str
     text: str
@@ -86,6 +145,9 @@ class ImageRecipe(Strict):
     width: int
     height: int
     code_version: str
+    regions: list[PinnedRegion] = Field(default_factory=list)
+    base_share: float = 0.0
+    late_base_share: float | None = None
 
 
 class SchedulerInfo(Strict):

@@ -12,10 +12,18 @@ from sqlalchemy.orm import Session
 from backend.errors import Invalid
 from backend.models import Concept, ConceptWeights, Job, WeightsConcept
 from backend.schemas.bases import BaseModelInfo
-from backend.schemas.generations import SCHEDULERS, Gate, GenerateSpec, GenerationCreate, PinnedWeights
+from backend.schemas.generations import (
+    SCHEDULERS,
+    Gate,
+    GenerateSpec,
+    GenerationCreate,
+    PinnedWeights,
+    WeightsChoice,
+)
 from backend.schemas.trainings import PinnedFile
-from backend.services import bases, jobs, owned, prompts
+from backend.services import bases, jobs, owned, prompts, regions
 from backend.services.prompts import Placeholder
+from backend.services.regions import Area, Resolved
 
 QUEUE = "gen_any"
 COMPOSES_FREELY = frozenset({"textual-inversion", "perfusion"})
@@ -71,13 +79,14 @@ def completed(session: Session, job: Job, needed: list[Job]) -> dict[str, Any]:
     rows = list(session.scalars(made.order_by(ConceptWeights.id)))
     if len(rows) < len(needed):
         raise Invalid("What was learned for these pictures has been deleted meanwhile.", code="input_invalid")
-    spec = spec.model_copy(
-        update={"weights": [*spec.weights, *(pinned(session, row, 1.0, None) for row in rows)]}
-    )
+    added = [pinned(session, row, 1.0, None) for row in rows]
+    layout = regions.with_weights(spec.layout, spec.text, added)
+    spec = spec.model_copy(update={"weights": [*spec.weights, *added], "layout": layout})
     used = [each.file.id for each in spec.weights]
     manifests = session.scalars(select(ConceptWeights.manifest).where(ConceptWeights.id.in_(used)))
     vectors = {taught["token"]: int(taught["vectors"]) for each in manifests for taught in each["tokens"]}
-    prompts.require_fit(session, spec.base, spec.text, vectors)
+    for text in (spec.text, *(each.text for each in (layout.regions if layout else ()))):
+        prompts.require_fit(session, spec.base, text, vectors)
     return {**jobs.pinned(spec), "batch_key": batch_key(spec, _sides(session, spec))}
 
 
@@ -86,20 +95,36 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
     if not body.prompt:
         raise Invalid.at("/prompt", "Write what the picture should show.", code="empty-prompt")
     prompt, negative = prompts.normal(body.prompt), prompts.normal(body.negative_prompt)
-    names = prompts.tokens(prompt)
-    chosen = _chosen(session, owner_id, body)
-    gates = {choice.id: choice.gate for choice in body.weights or []}
-    base = _base(session, owner_id, body, [row for row, _ in chosen], names)
-    known, needed = _placeholders(session, owner_id, names, base, [row for row, _ in chosen])
-    if not chosen:
-        ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
-        chosen = [(owned.get(session, ConceptWeights, owner_id, weights_id), 1.0) for weights_id in ids]
-    _require_one_edit([*(row.method for row, _ in chosen), *(job.spec["method"] for job in needed)])
+    areas = regions.checked(body)
+    inside = {name for area in areas for name in area.names}
+    names = [name for name in prompts.tokens(prompt) if name not in inside]
+    asked = _chosen(session, owner_id, body.weights or [], "")
+    own = [_chosen(session, owner_id, area.asked.weights or [], area.pointer) for area in areas]
+    everyone = [*asked, *(each for weights in own for each in weights)]
+    base = _base(session, owner_id, body, [row for row, _ in everyone], [*names, *sorted(inside)])
+    whole = asked if not areas else [each for each in asked if _acts(session, each[0], names, inside)]
+    known, chosen, needed = _teachers(session, owner_id, names, base, whole)
+    resolved = [
+        _resolved(session, owner_id, base, area, weights or asked)
+        for area, weights in zip(areas, own, strict=True)
+    ]
     if prompts.tokens(negative):
         raise Invalid.at("/negative_prompt", "Tokens belong into the prompt.", code="token-in-negative")
-    text = prompts.resolved(prompt, known)
+    text, layout = prompts.resolved(prompt, known), None
+    if resolved:
+        built = regions.texts(prompt, [each for each, _, _ in resolved], known)
+        text = built.whole
+        layout = regions.layout(body, [each for each, _, _ in resolved], built, [one for _, one in chosen])
+        for (each, _, _), own_text in zip(resolved, built.regions, strict=True):
+            vectors = {taught.token: taught.vectors for taught in each.known.values()}
+            prompts.require_fit(session, base.id, own_text, vectors, f"{each.area.pointer}/prompt")
     prompts.require_fit(session, base.id, text, {each.token: each.vectors for each in known.values()})
     prompts.require_fit(session, base.id, negative, {}, "/negative_prompt")
+    used = {
+        row.id: (row, choice)
+        for row, choice in [*chosen, *(each for _, rows, _ in resolved for each in rows)]
+    }
+    awaited = {job.id: job for job in [*needed, *(job for _, _, jobs_ in resolved for job in jobs_)]}
     width, height = _size(body, base)
     defaults = base.defaults
     scheduler = body.scheduler or defaults.scheduler
@@ -111,7 +136,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         negative_prompt=negative,
         base=base.id,
         base_hash=base.hash,
-        weights=[pinned(session, row, scale, gates.get(row.id)) for row, scale in chosen],
+        weights=[pinned(session, row, choice.scale, choice.gate) for row, choice in used.values()],
         num_images=body.num_images,
         seed=body.seed if body.seed is not None else random.getrandbits(32),
         num_inference_steps=body.num_inference_steps or defaults.num_inference_steps,
@@ -119,21 +144,68 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         scheduler=scheduler,
         width=width,
         height=height,
+        layout=layout,
     )
-    return spec, needed
+    return spec, [awaited[job_id] for job_id in sorted(awaited)]
 
 
-def _chosen(session: Session, owner_id: str, body: GenerationCreate) -> list[tuple[ConceptWeights, float]]:
-    choices = body.weights or []
+Chosen = list[tuple[ConceptWeights, WeightsChoice]]
+
+
+def _chosen(session: Session, owner_id: str, choices: list[WeightsChoice], pointer: str) -> Chosen:
     if len({choice.id for choice in choices}) < len(choices):
-        raise Invalid.at("/weights", "The same weights are named twice.")
+        raise Invalid.at(f"{pointer}/weights", "The same weights are named twice.")
     rows = [owned.get(session, ConceptWeights, owner_id, choice.id) for choice in choices]
     for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
         if choice.gate is not None and row.method not in GATED:
             raise Invalid.at(
-                f"/weights/{place}/gate", "The method of these weights has no gate.", code="no-gate"
+                f"{pointer}/weights/{place}/gate", "The method of these weights has no gate.", code="no-gate"
             )
-    return [(row, choice.scale) for row, choice in zip(rows, choices, strict=True)]
+    return list(zip(rows, choices, strict=True))
+
+
+def _acts(session: Session, row: ConceptWeights, names: list[str], inside: set[str]) -> bool:
+    """Whether weights that were asked for act on the whole picture: not where all they teach stands in regions."""
+    taught = set(_taught(session, [row]))
+    return bool(taught & set(names)) or not taught & inside
+
+
+def _teachers(
+    session: Session,
+    owner_id: str,
+    names: list[str],
+    base: BaseModelInfo,
+    asked: Chosen,
+    *,
+    pointer: str = "",
+) -> tuple[Mapping[str, Placeholder], Chosen, list[Job]]:
+    """What the tokens of one text stand for, the weights that act on it (``asked``, else the newest of each token),
+    and the trainings that are awaited. Invalid where such weights must be merged first.
+    """
+    known, needed = _placeholders(
+        session, owner_id, names, base, [row for row, _ in asked], pointer=f"{pointer}/prompt"
+    )
+    if not asked:
+        ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
+        rows = [owned.get(session, ConceptWeights, owner_id, weights_id) for weights_id in ids]
+        asked = [(row, WeightsChoice(id=row.id)) for row in rows]
+    methods = [*(row.method for row, _ in asked), *(job.spec["method"] for job in needed)]
+    _require_one_edit(methods, f"{pointer}/prompt")
+    return known, asked, needed
+
+
+def _resolved(
+    session: Session, owner_id: str, base: BaseModelInfo, area: Area, asked: Chosen
+) -> tuple[Resolved, Chosen, list[Job]]:
+    """A region with its weights: those of ``asked`` that teach a token of it, or all where they are its own."""
+    own = area.asked.weights
+    teaching = (
+        asked if own else [each for each in asked if set(_taught(session, [each[0]])) & set(area.names)]
+    )
+    regions.require_one_teacher(area, [(row.id, sorted(_taught(session, [row]))) for row, _ in teaching])
+    known, chosen, needed = _teachers(session, owner_id, area.names, base, teaching, pointer=area.pointer)
+    every = {**_taught(session, [row for row, _ in chosen]), **known}
+    return Resolved(area, every, [choice for _, choice in chosen]), chosen, needed
 
 
 def _base(
@@ -169,6 +241,8 @@ def _placeholders(
     names: list[str],
     base: BaseModelInfo,
     rows: list[ConceptWeights],
+    *,
+    pointer: str,
 ) -> tuple[Mapping[str, Placeholder], list[Job]]:
     """What each token of the prompt stands for, and the trainings that teach it only now, oldest first. Invalid for
     unknown and foreign tokens alike."""
@@ -183,13 +257,13 @@ def _placeholders(
         return {name: known[name] for name in names}, [needed[job_id] for job_id in sorted(needed)]
     mine = prompts.untrained(session, owner_id, missing)
     if not mine.issuperset(missing):
-        raise Invalid.at("/prompt", "The prompt names a concept that does not exist.", code="unknown-token")
+        raise Invalid.at(pointer, "The prompt names a concept that does not exist.", code="unknown-token")
     if rows:
         raise Invalid.at(
-            "/prompt", "The chosen weights do not teach every concept named.", code="token-not-taught"
+            pointer, "The chosen weights do not teach every concept named.", code="token-not-taught"
         )
     raise Invalid.at(
-        "/prompt",
+        pointer,
         "A concept of the prompt has not been trained on this base yet. Train it first.",
         code="untrained-token",
     )
@@ -205,12 +279,12 @@ def _taught(session: Session, rows: list[ConceptWeights]) -> dict[str, Placehold
     return {name: prompts.placeholder(weights, taught) for name, taught, weights in session.execute(query)}
 
 
-def _require_one_edit(methods: list[str]) -> None:
+def _require_one_edit(methods: list[str], pointer: str) -> None:
     if len(methods) > 1 and any(method not in COMPOSES_FREELY for method in methods):
         raise Invalid.at(
-            "/prompt",
+            pointer,
             "These concepts were learned separately, and such weights must be merged before they share a prompt. "
-            "Train them together, or use one at a time.",
+            "Give each a box of its own, train them together, or use one at a time.",
             code="needs-merge",
         )
 

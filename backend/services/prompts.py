@@ -36,11 +36,11 @@ class Placeholder:
     weights_id: str
 
 
-def normal(prompt: str) -> str:
+def normal(prompt: str, pointer: str = "/prompt") -> str:
     """The prompt as it is stored: NFC, without control characters. Invalid for NUL and the like."""
     text = unicodedata.normalize("NFC", prompt)
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
-        raise Invalid.at("/prompt", "The prompt contains control characters. Remove them.")
+        raise Invalid.at(pointer, "The prompt contains control characters. Remove them.")
     return text
 
 

@@ -80,8 +80,9 @@ def publish_image(session: Session, unit: Unit, new: NewImage) -> str | None:
         )
     )  # fmt: skip
     session.flush()
-    for used in recipe.weights:
-        session.add(ImageWeights(image_id=image_id, weights_id=used.id, owner_id=job.owner_id))
+    used = [*recipe.weights, *(choice for region in recipe.regions for choice in region.weights)]
+    for weights_id in dict.fromkeys(choice.id for choice in used):
+        session.add(ImageWeights(image_id=image_id, weights_id=weights_id, owner_id=job.owner_id))
     session.add(_artifact(job, unit, "image", new.file, "image/png"))
     session.add(_artifact(job, unit, "thumbnail", new.thumbnail, "image/webp"))
     return image_id

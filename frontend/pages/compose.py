@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backend.errors import AppError, NotFound
+from backend.errors import AppError, Invalid, NotFound
 from backend.schemas.bases import BaseModelInfo, SamplingDefaults
 from backend.schemas.generations import SCHEDULERS, GenerationCreate, ImageRecipe
 from backend.schemas.images import Image
@@ -25,8 +27,9 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size",
+    "size", "regions", "base_share",
 )  # fmt: skip
+REGION = ("x", "y", "width", "height", "prompt", "weights")
 RESULTS = 8
 MOST_CONCEPTS = 200
 
@@ -76,7 +79,10 @@ def compose(
 
 def _from_request(request: dict[str, Any]) -> dict[str, str]:
     """Values of the form from a request or a recipe."""
-    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "")}
+    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "", [])}
+    if regions := request.get("regions"):
+        drawn = [{name: region[name] for name in REGION if region.get(name)} for region in regions]
+        values["regions"] = json.dumps([{"x": 0, "y": 0, **region} for region in drawn])
     if request.get("width") and request.get("height"):
         values["size"] = f"{request['width']}x{request['height']}"
     return values
@@ -91,12 +97,28 @@ def draw(request: Request, studio: Studied, owner: Owner, form: Form) -> Respons
             job = generations.start(session, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
         values = {name: text(form, name) for name in FIELDS}
-        return _page(request, studio, owner, values, beside_fields(error), status=error.status)
+        return _page(request, studio, owner, values, _told(error), status=error.status)
     return see(f"/compose?job={job.id}")
 
 
-def _wanted(form: Form) -> dict[str, str]:
-    wanted = filled(form, [name for name in FIELDS if name != "size"]) | {"prompt": text(form, "prompt")}
+def _told(error: AppError) -> dict[str, str]:
+    """Sentences by field; what is wrong with a box names it."""
+    said = beside_fields(error)
+    for wrong in error.errors:
+        if found := re.match(r"/regions/(\d+)", wrong.pointer):
+            said["regions"] = f"Box {int(found[1]) + 1}: {wrong.detail}"
+            break
+    return said
+
+
+def _wanted(form: Form) -> dict[str, Any]:
+    wanted: dict[str, Any] = filled(form, [name for name in FIELDS if name not in ("size", "regions")])
+    wanted["prompt"] = text(form, "prompt")
+    if drawn := text(form, "regions"):
+        try:
+            wanted["regions"] = json.loads(drawn)
+        except ValueError:
+            raise Invalid.at("/regions", "The boxes cannot be read. Draw them again.") from None
     width, cross, height = text(form, "size").partition("x")
     return wanted | ({"width": width, "height": height} if cross else {})
 

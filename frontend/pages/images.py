@@ -20,7 +20,7 @@ router = APIRouter(route_class=PageRoute)
 VARIATIONS = 4
 REPEATED = (
     "prompt", "negative_prompt", "base", "weights", "num_inference_steps", "guidance_scale", "scheduler", "width",
-    "height",
+    "height", "base_share", "late_base_share",
 )  # fmt: skip
 
 
@@ -76,6 +76,7 @@ def _repeat(studio: Studio, owner: str, image_id: str, *, num_images: int, seed_
     with studio.writing() as session:
         recipe = ImageRecipe.model_validate(images.get(session, owner, image_id).recipe)
         body = recipe.model_dump(include=set(REPEATED)) | {
+            "regions": [region.model_dump(exclude={"text"}) for region in recipe.regions],
             "num_images": num_images,
             "seed": (recipe.seed + seed_after) % 2**32,
         }

@@ -10,3 +10,4 @@ import "./elements/crop-frame.js";
 import "./elements/prompt-box.js";
 import "./elements/seed-field.js";
 import "./elements/method-choice.js";
+import "./elements/region-canvas.js";

@@ -16,13 +16,14 @@ from backend.schemas.bases import BaseDescription, JudgesDescription, SamplingDe
 from backend.schemas.compressions import CompressionReport, CompressSpec, SiteCompression, SizeAndError
 from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationReport, Measure
 from backend.schemas.executor import Unit
-from backend.schemas.generations import ImageRecipe, WeightsChoice
+from backend.schemas.generations import GenerateSpec
 from backend.schemas.trainings import PinnedConcept
 from backend.schemas.weights import TaughtToken, WeightsManifest
 from backend.services import leases, publishing, workers
 from backend.services.publishing import NewImage, NewWeights
 from backend.studio import Studio
 from tests.backend.pictures import encoded, scene
+from worker.recipes import image_recipe
 
 TOKEN_WIDTH = 6
 JUDGES = JudgesDescription(name="two judges", hash="cd" * 32)
@@ -136,20 +137,9 @@ class Workshop:
     def draw(self) -> list[str]:
         """Claim a generation and publish its images; their ids."""
         job = self.claim()
-        unit, spec = Unit(job=job.id, fence=job.fence), job.spec
-        for index in range(spec["num_images"]):
-            recipe = ImageRecipe(
-                **{
-                    name: spec[name]
-                    for name in ImageRecipe.model_fields
-                    if name in spec and name != "weights"
-                }
-                | {"seed": spec["seed"] + index},
-                weights=[
-                    WeightsChoice(id=each["file"]["id"], scale=each["scale"]) for each in spec["weights"]
-                ],
-                code_version="test",
-            )
+        unit, spec = Unit(job=job.id, fence=job.fence), GenerateSpec.model_validate(job.spec)
+        for index in range(spec.num_images):
+            recipe = image_recipe(spec, index)
             picture = self.studio.storage.put(encoded(scene(index, (64, 64)), "PNG"))
             thumbnail = self.studio.storage.put(encoded(scene(index, (64, 64)), "WEBP"))
             with self.studio.writing() as session:

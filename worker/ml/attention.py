@@ -15,8 +15,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional
 
-from worker.ml.conditioning import TextKV
+from worker.ml.conditioning import Attended, TextKV
 from worker.ml.errors import BaseUnusable
+from worker.ml.regions import Regions, Size, grid
 
 
 class TextKVProcessor:
@@ -35,26 +36,39 @@ class TextKVProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | TextKV | None = None,
+        encoder_hidden_states: Tensor | TextKV | Attended | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
         """hidden_states [B, positions, channels] -> the same shape."""
-        if not isinstance(encoder_hidden_states, TextKV):
+        if encoder_hidden_states is None or isinstance(encoder_hidden_states, Tensor):
             plain: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
-        heads = attn.heads
-        key = _split_heads(encoder_hidden_states.keys[self.layer], heads)
-        value = _split_heads(encoder_hidden_states.values[self.layer], heads)
-        query = _split_heads(attn.to_q(hidden_states), heads)
-        attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False)
-        merged = (
-            attended.transpose(1, 2)
-            .reshape(len(hidden_states), -1, heads * attended.shape[-1])
-            .to(query.dtype)
-        )
+        given = encoder_hidden_states
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)
+        merged = self._attended(query, given if isinstance(given, TextKV) else given.kv)
+        if isinstance(given, Attended) and given.regions is not None:
+            merged = self._with_regions(query, merged, given.regions, given.size)
         projected: Tensor = attn.to_out[1](attn.to_out[0](merged))
         return projected
+
+    def _attended(self, query: Tensor, kv: TextKV) -> Tensor:
+        """[B, heads, n, d_head] -> [B, n, inner]."""
+        heads = query.shape[1]
+        key = _split_heads(kv.keys[self.layer], heads)
+        value = _split_heads(kv.values[self.layer], heads)
+        attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False)
+        return attended.transpose(1, 2).reshape(len(query), -1, heads * attended.shape[-1]).to(query.dtype)
+
+    def _with_regions(self, query: Tensor, merged: Tensor, regions: Regions, size: Size) -> Tensor:
+        """``(1 - sum w_r) attn(q; K_glob) + sum w_r attn(q; K_r)`` with ``w_r = (1-a) m_r``, see
+        `worker.ml.regions`; rows of ``merged`` [B, n, inner] without a region are not touched.
+        """
+        rows = torch.tensor(regions.rows, device=query.device)
+        weight = regions.weights(grid(size, query.shape[2])).to(merged.dtype)
+        inside = self._attended(query.index_select(0, rows), regions.kv)
+        taken = torch.zeros_like(merged[..., :1]).index_add(0, rows, weight)
+        return (merged * (1.0 - taken)).index_add(0, rows, weight * inside)
 
 
 def _split_heads(projected: Tensor, heads: int) -> Tensor:

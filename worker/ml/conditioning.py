@@ -21,6 +21,7 @@ from torch.nn import functional
 from worker.ml.errors import InputInvalid
 from worker.ml.gates import GatedChange, gated_change
 from worker.ml.placeholders import placeholders
+from worker.ml.regions import Regions, Size
 
 if TYPE_CHECKING:
     from worker.ml.families.base import DiffusionModel, Site
@@ -107,38 +108,68 @@ class TextKV:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    def __len__(self) -> int:
+        """Rows of the batch."""
+        return len(self.keys[0])
+
+    def rows(self, index: Sequence[int]) -> TextKV:
+        """Rows ``index`` of this, repeated and ordered as given."""
+        chosen = torch.tensor(list(index), device=self.keys[0].device)
+        return TextKV(
+            tuple(key.index_select(0, chosen) for key in self.keys),
+            tuple(value.index_select(0, chosen) for value in self.values),
+        )
+
+    @staticmethod
+    def concatenated(parts: Sequence[TextKV]) -> TextKV:
+        """The rows of ``parts`` one after another."""
+        return TextKV(
+            tuple(torch.cat(layer) for layer in zip(*(part.keys for part in parts), strict=True)),
+            tuple(torch.cat(layer) for layer in zip(*(part.values for part in parts), strict=True)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """What travels to the attention layers where keys and values are not all there is to say: the latents' ``size``
+    [h, w] tells them which cell a position is.
+    """
+
+    kv: TextKV
+    size: Size
+    regions: Regions | None
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """What the denoiser needs of the text, per row of a batch. Rows may belong to different concepts and
-    owners.
+    owners, and have different regions or none.
     """
 
     kv: TextKV
+    regions: Regions | None = None
 
     def rows(self, index: Sequence[int]) -> Conditioning:
         """Rows ``index`` of this, repeated and ordered as given."""
-        if list(index) == list(range(len(self.kv.keys[0]))):
+        if list(index) == list(range(len(self.kv))):
             return self
-        chosen = torch.tensor(list(index), device=self.kv.keys[0].device)
-        return Conditioning(
-            TextKV(
-                tuple(key.index_select(0, chosen) for key in self.kv.keys),
-                tuple(value.index_select(0, chosen) for value in self.kv.values),
-            )
-        )
+        return Conditioning(self.kv.rows(index), self.regions and self.regions.of_rows(index))
 
     @staticmethod
     def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
         """The rows of ``parts`` one after another."""
         if len(parts) == 1:
             return parts[0]
-        return Conditioning(
-            TextKV(
-                tuple(torch.cat(layer) for layer in zip(*(part.kv.keys for part in parts), strict=True)),
-                tuple(torch.cat(layer) for layer in zip(*(part.kv.values for part in parts), strict=True)),
-            )
-        )
+        regions = Regions.concatenated([(part.regions, len(part.kv)) for part in parts])
+        return Conditioning(TextKV.concatenated([part.kv for part in parts]), regions)
+
+    def at(self, progress: float) -> Conditioning:
+        """The same in another step of the sampler, 0 being the first and 1 the last: base shares depend on it."""
+        return self if self.regions is None else replace(self, regions=self.regions.at(progress))
+
+    def attended(self, size: Size) -> TextKV | Attended:
+        """What attention consumes while the latents are ``size``; plain keys and values where there are no regions."""
+        return self.kv if self.regions is None else Attended(self.kv, size, self.regions)
 
 
 StatesCache = MutableMapping[str, Tensor]
@@ -189,13 +220,18 @@ class _Stack:
 def _stacks(prompts: Sequence[Prompt]) -> list[_Stack]:
     stacks: dict[tuple[tuple[TextEdit, float], ...], _Stack] = {}
     for row, prompt in enumerate(prompts):
-        acting = tuple(
-            (edit, scale)
-            for edit, scale in prompt.edits
-            if scale != 0.0 and (edit.negative or not prompt.negative)
-        )
+        acting = acting_edits(prompt)
         stacks.setdefault(acting, _Stack(acting, [])).rows.append(row)
     return list(stacks.values())
+
+
+def acting_edits(prompt: Prompt) -> tuple[tuple[TextEdit, float], ...]:
+    """The edits of a prompt whose changes of matrices act on it."""
+    return tuple(
+        (edit, scale)
+        for edit, scale in prompt.edits
+        if scale != 0.0 and (edit.negative or not prompt.negative)
+    )
 
 
 States = tuple[Tensor, ...]

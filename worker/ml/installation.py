@@ -46,14 +46,30 @@ def installed(model: DiffusionModel, edits: Installation) -> Iterator[None]:
     """While open, every parameter is ``W + sum of s_i dW_i``, in the dtype of W; no gradient. Scale 0 is the base
     model, to the bit.
     """
-    acting = [(edit, scale) for edit, scale in edits if scale != 0.0]
-    with ExitStack() as stack:
-        for module, part in (
+    with Prepared(model, edits).in_place():
+        yield
+
+
+class Prepared:
+    """An installation whose parameters are computed once, from what the model holds now, and put in place as often as
+    one likes.
+    """
+
+    def __init__(self, model: DiffusionModel, edits: Installation) -> None:
+        acting = [(edit, scale) for edit, scale in edits if scale != 0.0]
+        parts = (
             (model.denoiser, [(edit.denoiser, scale) for edit, scale in acting]),
             (model.text_encoder, [(edit.text_encoder, scale) for edit, scale in acting]),
-        ):
-            stack.enter_context(replaced(module, _summed(module, part)))
-        yield
+        )
+        self._tensors = [(module, _summed(module, part)) for module, part in parts]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, the parameters are these; all others are as they are now."""
+        with ExitStack() as stack:
+            for module, tensors in self._tensors:
+                stack.enter_context(replaced(module, tensors))
+            yield
 
 
 @torch.no_grad()

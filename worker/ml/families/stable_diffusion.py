@@ -147,8 +147,9 @@ class StableDiffusion:
         return signal * latents + spread * noise, t, target
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        attended = conditioning.attended((noisy.shape[-2], noisy.shape[-1]))
         predicted: Tensor = self.denoiser(
-            noisy.to(self.dtype), timesteps, encoder_hidden_states=conditioning.kv, return_dict=False
+            noisy.to(self.dtype), timesteps, encoder_hidden_states=attended, return_dict=False
         )[0]
         return predicted
 

@@ -13,15 +13,31 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import installed
+from worker.ml.regions import USUAL_SHARE, BaseShare, Box
 from worker.ml.run import Run
 from worker.ml.sampling.composition import Composition
 from worker.ml.sampling.latents import ConditioningCache, Picture, RunWatch, Watch, check, watched_latents
 from worker.ml.sampling.pixels import to_uint8
+from worker.ml.sampling.regions import RegionPrompt, all_prompts
+
+Weighed = tuple[tuple[ConceptWeights, float], ...]
+"""Weights with their scales."""
+
+
+@dataclass(frozen=True)
+class RegionUnit:
+    """A box of a picture: its encoder text, and the weights that act on it alone."""
+
+    text: str
+    box: Box
+    weights: Weighed = ()
 
 
 @dataclass(frozen=True)
 class GenerationUnit:
-    """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels."""
+    """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels.
+    ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``.
+    """
 
     index: int
     text: str
@@ -32,7 +48,9 @@ class GenerationUnit:
     scheduler: str
     width: int
     height: int
-    weights: tuple[tuple[ConceptWeights, float], ...] = ()
+    weights: Weighed = ()
+    regions: tuple[RegionUnit, ...] = ()
+    share: BaseShare = USUAL_SHARE
 
 
 def generate(
@@ -62,9 +80,9 @@ def pictures(
     for picture in made:
         check(model, picture)
         if cache is not None:
-            texts = [picture.prompt, picture.negative] if picture.guided else [picture.prompt]
-            with torch.no_grad(), installed(model, picture.installation):
-                cache.rows(model, texts, picture.installation)
+            for installation, texts in all_prompts(picture).items():
+                with torch.no_grad(), installed(model, installation):
+                    cache.rows(model, texts, installation)
     return made
 
 
@@ -83,6 +101,11 @@ def draw(
 
 def _picture(unit: GenerationUnit, composition: Composition) -> Picture:
     edits, installation = composition.of(unit.weights)
+    regions = []
+    for region in unit.regions:
+        inside, needed = composition.of(region.weights)
+        negative = Prompt(unit.negative_text, inside, negative=True)
+        regions.append(RegionPrompt(Prompt(region.text, inside), negative, region.box, needed))
     return Picture(
         prompt=Prompt(unit.text, edits),
         negative=Prompt(unit.negative_text, edits, negative=True),
@@ -93,4 +116,6 @@ def _picture(unit: GenerationUnit, composition: Composition) -> Picture:
         width=unit.width,
         height=unit.height,
         installation=installation,
+        regions=tuple(regions),
+        share=unit.share,
     )

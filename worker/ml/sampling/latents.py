@@ -19,7 +19,9 @@ from worker.ml.conditioning import Conditioning, Prompt, StatesCache, text_kv
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation, installed
+from worker.ml.regions import USUAL_SHARE, BaseShare
 from worker.ml.run import Run
+from worker.ml.sampling.regions import FurtherPasses, RegionPrompt, conditioned, further_installations
 from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler, keep_rows
 
 CELLS_PER_BATCH = {"cpu": 4 * 256, "cuda": 16 * 4096}
@@ -31,7 +33,7 @@ a GPU.
 @dataclass(frozen=True)
 class Picture:
     """Recipe of one picture with resolved edits. Sizes in pixels; ``seed`` draws the first noise;
-    ``installation`` is in place while it is drawn.
+    ``installation`` is in place while it is drawn; ``share`` is what ``prompt`` keeps inside the boxes of ``regions``.
     """
 
     prompt: Prompt
@@ -43,6 +45,8 @@ class Picture:
     width: int
     height: int
     installation: Installation = ()
+    regions: tuple[RegionPrompt, ...] = ()
+    share: BaseShare = USUAL_SHARE
 
     @property
     def guided(self) -> bool:
@@ -57,6 +61,7 @@ class Picture:
             self.height,
             self.guided,
             self.installation,
+            further_installations(self),
         )
 
 
@@ -186,8 +191,9 @@ def _solved(
     """
     batch = [pictures[place] for place in chosen]
     finished: list[tuple[int, Tensor]] = []
+    further = FurtherPasses(model, batch)
     with installed(model, batch[0].installation):
-        steps = _solve(model, batch, cache, lambda row: watch.wanted(chosen[row]))
+        steps = _solve(model, batch, cache, further, lambda row: watch.wanted(chosen[row]))
         for step, (rows, latents) in enumerate(steps, 1):
             places = [chosen[row] for row in rows]
             watch.stepped(places, step)
@@ -224,7 +230,11 @@ def check(model: DiffusionModel, picture: Picture) -> None:
 
 
 def _solve(
-    model: DiffusionModel, batch: Sequence[Picture], cache: ConditioningCache, wanted: Callable[[int], bool]
+    model: DiffusionModel,
+    batch: Sequence[Picture],
+    cache: ConditioningCache,
+    further: FurtherPasses,
+    wanted: Callable[[int], bool],
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields (rows of the batch that are wanted, their latents [rows, C, h, w]) after each solver step; the last
     are the result. Ends when no row is wanted.
@@ -237,16 +247,15 @@ def _solve(
     # Gradient mode is set per step and not around the yields: a generator must not leak it into its caller.
     with torch.no_grad():
         scheduler = build_scheduler(batch[0].scheduler, model.scheduler_config, batch[0].num_inference_steps)
-        prompts = [picture.prompt for picture in batch]
-        if guided:
-            prompts = [picture.negative for picture in batch] + prompts
-        conditioning = cache.rows(model, prompts, batch[0].installation)
+        conditioning = conditioned(model, batch, cache)
+        further.condition(cache)
         scale = torch.tensor([picture.guidance_scale for picture in batch], device=model.device)[
             :, None, None, None
         ]
         noise = torch.stack([first_noise(model, picture) for picture in batch]).to(model.device)
         latents = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    last = max(1, len(scheduler.timesteps) - 1)
+    for step, t in enumerate(scheduler.timesteps):
         with torch.no_grad():
             kept = [row for row in rows if wanted(row)]
             if not kept:
@@ -255,10 +264,13 @@ def _solve(
                 index = [rows.index(row) for row in kept]
                 both = index + [len(rows) + place for place in index] if guided else index
                 latents, scale, conditioning = latents[index], scale[index], conditioning.rows(both)
+                further.keep(index, both)
                 keep_rows(scheduler, index)
                 rows = kept
             scaled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-            predicted = model.predict(scaled, t.to(model.device), conditioning).float()
+            at, progress = t.to(model.device), step / last
+            predicted = model.predict(scaled, at, conditioning.at(progress)).float()
+            predicted = further.blended(predicted, scaled, at, progress)
             if guided:
                 negative, positive = predicted.chunk(2)
                 predicted = negative + scale * (positive - negative)

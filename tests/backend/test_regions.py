@@ -1,0 +1,110 @@
+"""Regions over HTTP: what is refused and in which words, what is pinned, and that a recipe draws them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from backend.services import needs
+from backend.studio import Studio
+from tests.backend.conftest import Api
+from tests.backend.workshop import Workshop
+
+LEFT: dict[str, Any] = {"x": 0, "y": 0, "width": 0.5, "height": 1}
+RIGHT: dict[str, Any] = {"x": 0.5, "y": 0, "width": 0.5, "height": 1}
+DOG: dict[str, Any] = {**LEFT, "prompt": "red dog"}
+
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"regions": [{**DOG, "width": 0}]}, "box-empty", "/regions/0/width"),
+    ({"regions": [DOG, {**DOG, "height": -0.2}]}, "box-empty", "/regions/1/height"),
+    ({"regions": [{**DOG, "x": 0.6}]}, "box-outside", "/regions/0/x"),
+    ({"regions": [{**DOG, "y": -0.1}]}, "box-outside", "/regions/0/y"),
+    ({"regions": [{**DOG, "x": "NaN"}]}, "invalid", "/regions/0/x"),
+    ({"regions": [{**DOG, "prompt": " "}]}, "region-without-prompt", "/regions/0/prompt"),
+    ({"regions": [{**DOG, "prompt": "dog\u0000"}]}, "invalid", "/regions/0/prompt"),
+    ({"regions": [{**DOG, "prompt": "@nobody"}]}, "unknown-token", "/regions/0/prompt"),
+    ({"regions": [{**DOG, "prompt": "snow " * 60}]}, "prompt-too-long", "/regions/0/prompt"),
+    ({"regions": [DOG] * 9}, "invalid", "/regions"),
+    ({"regions": [DOG], "base_share": 1.5}, "invalid", "/base_share"),
+    ({"regions": [{**DOG, "colour": "red"}]}, "invalid", "/regions/0/colour"),
+]
+
+
+@pytest.mark.usefixtures("workshop")
+def test_wrong_regions(client: TestClient) -> None:
+    for body, code, pointer in WRONG:
+        answer = client.post("/api/v1/generations", json={"prompt": "on the moon", **body})
+        assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+        assert answer.json()["errors"][0]["pointer"] == pointer
+    assert client.get("/api/v1/jobs").json()["items"] == []
+
+
+def test_concepts_that_need_a_merge_in_one_prompt_stand_in_boxes(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    concepts, weights = zip(*(api.taught(workshop, name) for name in ("Stark", "Rex", "Fido")), strict=True)
+    prompt = "a photo of @stark and @rex on the moon"
+    refused = client.post("/api/v1/generations", json={"prompt": prompt})
+    assert refused.json()["code"] == "needs-merge"
+    boxes = [{**LEFT, "prompt": "@stark"}, {**RIGHT, "prompt": "@rex"}]
+    job = api.generate(prompt, regions=boxes, base_share=0.1, num_images=1)
+    spec = workshop.job(job["id"]).spec
+    assert spec["text"] == "a photo of a dog and a dog on the moon"
+    assert spec["layout"]["whole"] == []
+    assert [each["text"] for each in spec["layout"]["regions"]] == [
+        f"a photo of a <{name}> dog and a <{name}> dog on the moon" for name in ("stark", "rex")
+    ]
+    assert [each["weights"][0]["id"] for each in spec["layout"]["regions"]] == list(weights[:2])
+    assert {each["file"]["id"] for each in spec["weights"]} == set(weights[:2])
+    assert spec["layout"]["late_base_share"] == 0.1
+
+    # a third concept that belongs to no box keeps its token in the picture's own text
+    third = api.generate(f"{prompt} with @fido", regions=boxes, num_images=1)
+    spec = workshop.job(third["id"]).spec
+    assert spec["text"] == "a photo of a dog and a dog on the moon with <fido> dog"
+    assert [each["id"] for each in spec["layout"]["whole"]] == [weights[2]]
+
+    # the picture shows both concepts, and "same seed again" asks for the same regions
+    [image] = workshop.draw()
+    shown = client.get(f"/api/v1/images/{image}").json()
+    assert set(shown["concepts"]) == {concept["id"] for concept in concepts[:2]}
+    workshop.draw()
+    again = client.post(
+        f"/images/{image}/again", follow_redirects=False, headers={"Sec-Fetch-Site": "same-origin"}
+    )
+    assert again.status_code == 303, again.text
+    repeated = workshop.claim().spec
+    assert repeated["text"] == "a photo of a dog and a dog on the moon"
+    assert repeated["layout"] == workshop.job(job["id"]).spec["layout"]
+
+
+def test_a_region_may_have_weights_of_its_own(client: TestClient, api: Api, workshop: Workshop) -> None:
+    concept, old = api.taught(workshop)
+    api.train(concept["id"], seed=2)
+    new = workshop.train()
+    boxes = [
+        {**LEFT, "prompt": "@stark", "weights": [{"id": old, "scale": 0.5}]},
+        {**RIGHT, "prompt": "@stark"},
+    ]
+    spec = workshop.job(api.generate("on the moon", regions=boxes)["id"]).spec
+    assert spec["text"] == "a dog and a dog on the moon"
+    used = [each["weights"] for each in spec["layout"]["regions"]]
+    assert used == [[{"id": old, "scale": 0.5, "gate": None}], [{"id": new, "scale": 1.0, "gate": None}]]
+    clash = {**LEFT, "prompt": "@stark", "weights": [{"id": old}, {"id": new}]}
+    answer = client.post("/api/v1/generations", json={"prompt": "moon", "regions": [clash]}).json()
+    assert (answer["code"], answer["errors"][0]["pointer"]) == ("tokens-clash", "/regions/0/weights")
+
+
+def test_boxes_wait_for_concepts_that_are_being_taught(api: Api, workshop: Workshop, studio: Studio) -> None:
+    concept = api.concept(photos=3)
+    api.train(concept["id"])
+    job = api.generate("@stark on the moon", regions=[{**LEFT, "prompt": "@stark"}])
+    assert job["state"] == "blocked"
+    weights = workshop.train()
+    with studio.writing() as session:
+        assert needs.settle(session) == 1
+    spec = workshop.claim().spec
+    assert [each["id"] for each in spec["layout"]["regions"][0]["weights"]] == [weights]
+    assert spec["layout"]["whole"] == []
