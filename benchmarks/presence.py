@@ -1,0 +1,107 @@
+"""Who is in a picture of several: judges look at crops, on scales that are anchored by pictures of known content.
+
+A crop is a square of `CROP` of the side; a thing is where the judge sees it best. A *class* is there where a crop is
+read as its noun among all nouns of the base with a chance of one half. A *subject* is there where a crop lies nearer
+to true photos of it, put side by side with another subject's, than to what the base draws of its class: on a scale
+whose 0 is the mean best crop of the base's own pictures of the nouns and whose 1 is that of true photos side by side,
+half way. All are there when each is, at places of their own: best places at least `APART` of the side away from
+each other, assigned so that the sum is largest, so that one chimera does not count twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from worker.ml.evaluation.panel import Panel
+from worker.ml.training.captions import with_article
+
+CROP, STRIDE, APART = 0.56, 0.11, 0.22
+HALF = 0.5
+SHARPNESS = 20.0
+"""What the contrastive judge's cosines are multiplied with before nouns compete (its own learned scale is near)."""
+
+Scores = NDArray[np.float32]
+
+
+def crops(pixels: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
+    """[n, 3, S, S] -> crops [n, c, 3, S, S], enlarged to the picture's size, and their middles [c, 2] in [0, 1]."""
+    side = pixels.shape[-1]
+    size = round(CROP * side)
+    first = range(0, side - size + 1, max(1, round(STRIDE * side)))
+    places = list(product(first, first))
+    cut = torch.stack([pixels[:, :, top : top + size, left : left + size] for top, left in places], dim=1)
+    large = interpolate(cut.flatten(0, 1), size=(side, side), mode="bilinear", antialias=True)
+    middles = np.array([((left + size / 2) / side, (top + size / 2) / side) for top, left in places])
+    return large.reshape(len(pixels), len(places), 3, side, side), middles
+
+
+def class_scores(panel: Panel, pixels: Tensor, nouns: Sequence[str], wanted: Sequence[str]) -> Scores:
+    """Chance of each wanted noun among all in every crop: [n, crops, wanted]."""
+    cut, _ = crops(pixels)
+    texts = panel.text_features([f"a photo of {with_article(noun)}" for noun in nouns])
+    seen = panel.image_text_features(cut.flatten(0, 1))
+    chances = torch.softmax(SHARPNESS * seen @ texts.T, dim=1)
+    chosen = chances[:, [list(nouns).index(noun) for noun in wanted]]
+    return chosen.reshape(len(pixels), -1, len(wanted)).numpy()
+
+
+def subject_scores(panel: Panel, pixels: Tensor, features: Sequence[Tensor]) -> Scores:
+    """Mean cosine of every crop with the photos of each subject ([photos, d] each): [n, crops, subjects]."""
+    cut, _ = crops(pixels)
+    seen = panel.subject_features(cut.flatten(0, 1))
+    scores = torch.stack([(seen @ photos.T).mean(dim=1) for photos in features], dim=1)
+    return scores.reshape(len(pixels), -1, len(features)).numpy()
+
+
+def side_by_side(photos: Sequence[Tensor]) -> Tensor:
+    """Square photos [3, S, S] in equal columns of one picture [3, S, S], each whole, on the mean of its border."""
+    side = photos[0].shape[-1]
+    width = side // len(photos)
+    columns = []
+    for photo in photos:
+        small = interpolate(photo[None], size=(width, width), mode="bilinear", antialias=True)[0]
+        edge = torch.cat([small[:, 0], small[:, -1]], dim=1).mean(dim=1)
+        column = edge[:, None, None].expand(3, side, width).clone()
+        top = (side - width) // 2
+        column[:, top : top + width] = small
+        columns.append(column)
+    whole = torch.cat(columns, dim=2)
+    return torch.cat([whole, whole[:, :, -1:].expand(3, side, side - whole.shape[2])], dim=2)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of n pictures: whether each of the things is there [n, k], and whether all are, at places of their own [n]."""
+
+    each: NDArray[np.bool_]
+    together: NDArray[np.bool_]
+
+
+def verdict(scores: Scores, thresholds: Sequence[float], middles: NDArray[np.float64]) -> Verdict:
+    """From scores [n, crops, k]; a thing is there where its best crop reaches its threshold."""
+    bounds = np.asarray(thresholds)
+    each = scores.max(axis=1) >= bounds
+    apart = np.linalg.norm(middles[:, None] - middles[None], axis=-1) >= APART
+    together = np.array([_assigned(picture - bounds, apart) for picture in scores])
+    return Verdict(each, each.all(axis=1) & together)
+
+
+def _assigned(above: NDArray[np.float32], apart: NDArray[np.bool_]) -> bool:
+    """Whether there are crops, one for each thing and pairwise apart, that all reach their thresholds."""
+    candidates = [np.flatnonzero(above[:, thing] >= 0) for thing in range(above.shape[1])]
+
+    def placed(chosen: tuple[int, ...]) -> bool:
+        if len(chosen) == len(candidates):
+            return True
+        fitting = (at for at in candidates[len(chosen)] if all(apart[at, other] for other in chosen))
+        return any(placed((*chosen, int(at))) for at in fitting)
+
+    return placed(())
