@@ -24,7 +24,11 @@ from worker.ml.readers import reader_of
 from worker.ml.run import Cancelled, InProcessRun
 from worker.ml.streams import rng
 
-PARAMS: dict[str, dict[str, Any]] = {"closed-form": {"captions": 200}}
+PARAMS: dict[str, dict[str, Any]] = {
+    "closed-form": {"captions": 200},
+    "ties": {"density": 1.0},
+    "dare": {"drop": 0.0},
+}
 WORDS = (("stark", "dog"), ("mimi", "cat"))
 TEXTS = ("a photo of a <stark> dog", "a photo of a <mimi> cat", "photo")
 NOISY = (torch.randn(1, 4, 8, 8, generator=rng(0, "noisy", 0)), torch.tensor([400]))

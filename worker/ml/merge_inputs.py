@@ -16,6 +16,7 @@ from worker.ml.errors import InputInvalid, MethodUnsupported
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
 from worker.ml.merges.base import MergeInput
+from worker.ml.methods.base import NotAdditive
 from worker.ml.readers import reader_of
 from worker.ml.training.provenance import check_base
 
@@ -114,7 +115,7 @@ def as_text_edit(model: DiffusionModel, each: MergeInput) -> TextEdit:
     if each.weights.manifest.side == "text":
         return edit
     installation = reader.installation(model, each.weights) or WeightEdit()
-    named = ", ".join(f"<{token.token}>" for token in merged_tokens([each])) or each.id
+    named = words_of(each)
     check_encoder(installation, named)
     ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}
     sites: dict[str, MatrixChange] = {
@@ -127,6 +128,29 @@ def as_text_edit(model: DiffusionModel, each: MergeInput) -> TextEdit:
             "cannot take them."
         )
     return TextEdit(edit.tokens, {**edit.sites, **sites}, edit.negative, edit.gated, edit.locks_keys)
+
+
+def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChange]:
+    """{path of the denoiser's parameter: its change} of one input at scale 1. Raises `MethodUnsupported` where the
+    weights are no sum of changes, and what reading raises.
+    """
+    reader, named = reader_of(each.weights), words_of(each)
+    edit, installation = reader.edit(model, each.weights), reader.installation(model, each.weights)
+    if edit.gated or edit.locks_keys or isinstance(reader.deltas(model, each.weights), NotAdditive):
+        raise MethodUnsupported(
+            f"The weights of {named} open a gate at their word and are no change of matrices: they cannot be added. "
+            "The closed form takes them."
+        )
+    changes: dict[str, MatrixChange] = {f"{name}.weight": change for name, change in edit.sites.items()}
+    if installation is not None:
+        check_encoder(installation, named)
+        changes |= installation.denoiser
+    return changes
+
+
+def words_of(each: MergeInput) -> str:
+    """What a sentence calls an input."""
+    return ", ".join(f"<{token.token}>" for token in merged_tokens([each])) or each.id
 
 
 def check_encoder(installation: WeightEdit, named: str) -> None:

@@ -157,8 +157,9 @@ def _site(
     values, weight = solved.values[site.name], site.weight.detach().cpu()
     change = values @ solved.rows
     used = (weight.float() + change).to(weight.dtype)
-    made = used.double().sub_(weight) @ states.T
-    rounded = (change.double() @ states.T - made).norm()
+    cast = used.float() - weight.float()
+    made = cast.double() @ states.T
+    rounded = ((change - cast) @ states.T.float()).norm()
     size, total = asked.norm(), (weight.float() @ states.T.float()).double().add_(asked).norm()
     off = (made - asked).norm()
     coefficients = solved.change.coefficients(wanted)

@@ -7,8 +7,14 @@ from worker.ml.errors import MethodUnsupported
 from worker.ml.methods import METHODS
 from worker.ml.methods.base import Reader
 from worker.ml.shared_rows import SharedRows
+from worker.ml.summed_changes import SummedChanges
 
-MERGED: dict[str, Reader] = {"closed-form": SharedRows()}
+MERGED: dict[str, Reader] = {
+    "closed-form": SharedRows(),
+    "linear": SummedChanges(),
+    "ties": SummedChanges(),
+    "dare": SummedChanges(),
+}
 """Readers of what merges make and no method does, by the ``method`` of the manifest."""
 
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from worker.ml.merges.base import Merge, Merged, MergeInput
 from worker.ml.merges.closed_form import ClosedForm
+from worker.ml.merges.dare import Dare
+from worker.ml.merges.linear import Linear
+from worker.ml.merges.svdiff_sum import SVDiffSum
+from worker.ml.merges.ties import Ties
 
-MERGES: dict[str, Merge] = {merge.name: merge for merge in (ClosedForm(),)}
+MERGES: dict[str, Merge] = {
+    merge.name: merge for merge in (ClosedForm(), Linear(), Ties(), Dare(), SVDiffSum())
+}
 
 __all__ = ["MERGES", "Merge", "MergeInput", "Merged"]

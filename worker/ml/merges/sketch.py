@@ -81,7 +81,8 @@ def merge_sketch(
 def projection(site: str, width: int) -> Tensor:
     """[48, o] of N(0, 1/48), drawn by the name of the site: ``E[(P a) . (P b)] = a . b``."""
     drawn = torch.randn(DIRECTIONS, width, generator=rng(0, f"merge-sketch/{site}", 0))
-    return drawn.double() * DIRECTIONS**-0.5
+    scaled: Tensor = drawn.double() * DIRECTIONS**-0.5
+    return scaled
 
 
 def packed(tensor: Tensor, dtype: str) -> dict[str, object]:

@@ -1,0 +1,31 @@
+"""The sum of changes, ``W + sum_n s_n dW_n`` (Ilharco et al., ICLR 2023, arXiv 2212.04089, section 2; methods.md 15).
+
+Of any methods whose changes add, on any layer. With weights of the text side alone the result is text side; as soon as
+one is weight side, all of it is. A sum promises nothing: every concept's change acts on the words of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from backend.schemas.merges.linear import CARD, LinearParams
+from worker.ml.families.base import DiffusionModel
+from worker.ml.merge_sums import merged_sum
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.run import Run
+
+
+class Linear:
+    """The merge; it holds no state."""
+
+    name = CARD.name
+
+    def merge(
+        self, model: DiffusionModel, inputs: Sequence[MergeInput], params: LinearParams, run: Run
+    ) -> Merged:
+        def combine(_path: str, changes: Mapping[int, Tensor]) -> Tensor:
+            return params.strength * sum(changes.values(), start=changes[min(changes)].new_zeros(()))
+
+        return merged_sum(model, (self.name, params), inputs, combine, run)
