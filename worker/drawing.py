@@ -15,6 +15,7 @@ from PIL import Image
 
 from backend.schemas.executor import Succeeded
 from backend.schemas.generations import GenerateSpec, WeightsChoice
+from backend.schemas.presence import Presence
 from worker import device
 from worker.executor import Ended, JobStopped
 from worker.ml.concept_weights import ConceptWeights
@@ -118,11 +119,14 @@ class Order:
         self.wanted = self.units()
         self.pictures = pictures(model, self.wanted, cache)
 
-    def keep(self, unit: GenerationUnit, pixels: NDArray[np.uint8]) -> None:
+    def keep(
+        self, unit: GenerationUnit, pixels: NDArray[np.uint8], presence: Sequence[Presence] = ()
+    ) -> None:
         """Write and tell a finished picture. Raises OSError."""
         file = self.reporter.staging / f"image-{unit.index}.png"
-        Image.fromarray(pixels).save(file, pnginfo=png_chunks(image_recipe(self.spec, unit.index)))
-        self.reporter.image(unit.index, unit.seed, file)
+        recipe = image_recipe(self.spec, unit.index, unit.seed, presence)
+        Image.fromarray(pixels).save(file, pnginfo=png_chunks(recipe))
+        self.reporter.image(unit.index, unit.seed, file, presence)
 
     def succeeded(self) -> Succeeded:
         return Succeeded(**self.reporter.tag, files={}, report={}, peak_memory_bytes=device.peak_bytes())

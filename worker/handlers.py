@@ -14,10 +14,11 @@ from typing import Any
 from PIL import Image
 
 from backend.failpoints import fp
-from backend.schemas.bases import BaseDescription
+from backend.schemas.bases import BaseDescription, JudgesDescription
 from backend.schemas.compressions import CompressSpec
 from backend.schemas.evaluations import EvaluateSpec
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
+from backend.schemas.generations import GenerateSpec
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import TrainSpec
 from worker import device, prior_library
@@ -29,7 +30,7 @@ from worker.ml.analysis import weight_change
 from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import BaseUnusable, JudgesUnusable, MLError
-from worker.ml.evaluation.panel import describe_panel, load_panel
+from worker.ml.evaluation.panel import Panel, describe_panel, load_panel
 from worker.ml.families import describe_base
 from worker.ml.methods import METHODS, ConceptExamples
 from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
@@ -38,6 +39,7 @@ from worker.ml.training.loop import train
 from worker.ml.training.retrieval import LIBRARY
 from worker.model_cache import ModelCache
 from worker.pipe_run import PHASES, Reporter
+from worker.presence import draw_and_look
 from worker.prior_library import Limits
 
 OF_CONCEPT = "photo_loss/"
@@ -244,8 +246,19 @@ class Workshop:
         )
 
     def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        check = GenerateSpec.model_validate(job.spec).check
+        panel = self._panel(Path(job.base_folder), check.judges) if check else None
         model = self._models.get(Path(job.base_folder))
+        if panel is not None:
+            return draw_and_look(model, panel, reporter, PipeRun(job, reporter))
         return draw_alone(model, reporter, PipeRun(job, reporter))
+
+    def _panel(self, folder: Path, pinned: JudgesDescription) -> Panel:
+        """The judges that a job was promised. Raises JudgesUnusable."""
+        described = describe_panel(folder, self._judges)
+        if described is None or described.hash != pinned.hash:
+            raise JudgesUnusable("The judges of this studio have changed since. Ask for it again.")
+        return load_panel(folder, self._judges, device.torch_name())
 
     def _compress(self, job: RunJob, reporter: Reporter) -> Succeeded:
         spec = CompressSpec.model_validate(job.spec)
@@ -270,13 +283,8 @@ class Workshop:
     def _evaluate(self, job: RunJob, reporter: Reporter) -> Succeeded:
         spec = EvaluateSpec.model_validate(job.spec)
         folder = Path(job.base_folder)
-        described = describe_panel(folder, self._judges)
-        if described is None or described.hash != spec.judges.hash:
-            raise JudgesUnusable(
-                "The judges of this studio have changed since. Ask for the evaluation again."
-            )
+        panel = self._panel(folder, spec.judges)
         model = self._models.get(folder)
-        panel = load_panel(folder, self._judges, device.torch_name())
 
         def made(parts: int) -> None:
             reporter.send(Checkpointed(**reporter.tag, step=parts))

@@ -24,7 +24,9 @@ def _of_training(spec: dict[str, Any]) -> list[PinnedFile]:
 
 
 def _of_generation(spec: dict[str, Any]) -> list[PinnedFile]:
-    return [weights.file for weights in GenerateSpec.model_validate(spec).weights]
+    pinned = GenerateSpec.model_validate(spec)
+    photos = [photo for concept in pinned.check.concepts for photo in concept.photos] if pinned.check else []
+    return [*(weights.file for weights in pinned.weights), *photos]
 
 
 def _of_compression(spec: dict[str, Any]) -> list[PinnedFile]:
@@ -43,7 +45,12 @@ PINNED: dict[str, Callable[[dict[str, Any]], list[PinnedFile]]] = {
     "compress": _of_compression,
     "evaluate": _of_evaluation,
 }
-_WORDS = {"train": "Photo", "generate": "Weights", "compress": "Weights", "evaluate": "Weights or photo"}
+_WORDS = {
+    "train": "Photo",
+    "generate": "Weights or photo",
+    "compress": "Weights",
+    "evaluate": "Weights or photo",
+}
 
 
 def verified_inputs(storage: Storage, kind: str, spec: dict[str, Any]) -> dict[str, str]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from backend.schemas.executor import FromExecutor, ImageDone, Loss, Note, Progress, RunJob
+from backend.schemas.presence import Presence
 
 REPORT_S = 0.25
 PHASES = {
@@ -102,7 +104,7 @@ class Reporter:
         """A sentence for the job's page."""
         self.send(Note(**self.tag, code=code, message=message))
 
-    def image(self, index: int, seed: int, file: Path) -> None:
+    def image(self, index: int, seed: int, file: Path, presence: Sequence[Presence] = ()) -> None:
         """A picture stands in staging; it is not drawn again."""
         self.drawn.add(index)
-        self.send(ImageDone(**self.tag, index=index, seed=seed, file=file.name))
+        self.send(ImageDone(**self.tag, index=index, seed=seed, file=file.name, presence=list(presence)))

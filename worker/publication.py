@@ -48,7 +48,8 @@ class Publication:
         spec = GenerateSpec.model_validate(attempt.spec)
         path = _inside(attempt.staging, done.file)
         thumbnail = verified_picture(path, (spec.width, spec.height))
-        recipe = image_recipe(spec, done.index)
+        seed = done.seed if spec.check is not None else None
+        recipe = image_recipe(spec, done.index, seed, done.presence)
         new = NewImage(done.index, recipe, self._storage.adopt(path), self._storage.put(thumbnail))
         fp("publish.after_rename")
         return self._settle(

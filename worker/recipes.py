@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from backend.schemas.generations import SCHEDULERS, GenerateSpec, ImageRecipe, PinnedRegion, WeightsChoice
+from backend.schemas.presence import Presence
 from backend.schemas.version import VERSION
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
 
-def image_recipe(spec: GenerateSpec, index: int) -> ImageRecipe:
-    """All that draws image ``index`` of the job again."""
+def image_recipe(
+    spec: GenerateSpec, index: int, seed: int | None = None, presence: Sequence[Presence] = ()
+) -> ImageRecipe:
+    """All that draws image ``index`` of the job again. ``seed`` is another one where the picture was tried again."""
     return ImageRecipe(
         prompt=spec.prompt, text=spec.text, negative_prompt=spec.negative_prompt, base=spec.base,
         base_hash=spec.base_hash,
         weights=spec.layout.whole if spec.layout else acting(spec),
-        seed=(spec.seed + index) % 2**32, num_inference_steps=spec.num_inference_steps,
+        seed=(spec.seed + index) % 2**32 if seed is None else seed, presence=list(presence),
+        num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, scheduler=spec.scheduler, width=spec.width, height=spec.height,
         code_version=VERSION, **_regions(spec),
     )  # fmt: skip

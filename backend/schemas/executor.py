@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from backend.schemas.bases import BaseDescription
+from backend.schemas.presence import Presence
 from backend.schemas.strict import Strict
 
 
@@ -132,6 +133,7 @@ class ImageDone(Unit):
     index: int
     seed: int
     file: str
+    presence: list[Presence] = Field(default_factory=list)
 
 
 class Succeeded(Unit):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from backend.schemas.presence import Presence, PresenceCheck
 from backend.schemas.strict import Id, Strict
 from backend.schemas.trainings import PinnedFile, PromptText, Seed
 
@@ -70,6 +71,11 @@ class GenerationCreate(Strict):
     late_base_share: Share | None = Field(
         default=None, description="the same in the last step, straight in between; None: as in the first"
     )
+    check: bool = Field(default=False, description="look at every picture: is each of its concepts there?")
+    retry_until_present: Annotated[int, Field(ge=0, le=8)] = Field(
+        default=0,
+        description="other seeds to try until all are there, at most so many a picture; needs `check`",
+    )
 
 
 class PinnedWeights(Strict):
@@ -125,6 +131,7 @@ class GenerateSpec(Strict):
     width: int
     height: int
     layout: Layout | None = None
+    check: PresenceCheck | None = None
 
 
 class ImageRecipe(Strict):
@@ -148,6 +155,7 @@ class ImageRecipe(Strict):
     regions: list[PinnedRegion] = Field(default_factory=list)
     base_share: float = 0.0
     late_base_share: float | None = None
+    presence: list[Presence] = Field(default_factory=list, description="who is there, where that was asked")
 
 
 class SchedulerInfo(Strict):

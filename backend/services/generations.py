@@ -21,7 +21,7 @@ from backend.schemas.generations import (
     WeightsChoice,
 )
 from backend.schemas.trainings import PinnedFile
-from backend.services import bases, jobs, owned, prompts, regions
+from backend.services import bases, jobs, owned, presence, prompts, region_texts, regions
 from backend.services.prompts import Placeholder
 from backend.services.regions import Area, Resolved
 
@@ -54,8 +54,10 @@ def start(session: Session, owner_id: str, body: GenerationCreate, max_queued_jo
 
 
 def batch_key(spec: GenerateSpec, sides: Collection[str]) -> str | None:
-    """Jobs with the same key can share calls of the denoiser; None where weights must be installed for it."""
-    if "weights" in sides:
+    """Jobs with the same key can share calls of the denoiser; None where weights must be installed for it, or its
+    pictures are looked at one by one.
+    """
+    if "weights" in sides or spec.check is not None:
         return None
     guided = "guided" if spec.guidance_scale != 1.0 else "plain"
     size = f"{spec.width}x{spec.height}"
@@ -145,6 +147,15 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         width=width,
         height=height,
         layout=layout,
+        check=presence.pinned(
+            session,
+            owner_id,
+            body,
+            base,
+            [*names, *sorted(inside)],
+            areas=[area.names for area in areas],
+            plain_text=region_texts.plain(text, known),
+        ),
     )
     return spec, [awaited[job_id] for job_id in sorted(awaited)]
 

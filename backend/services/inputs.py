@@ -35,8 +35,10 @@ def require(session: Session, job: Job) -> None:
 
 def _gone(session: Session, job: Job) -> dict[str, list[str]]:
     spec: dict[str, Any] = job.spec
-    concepts = [concept["id"] for concept in spec.get("concepts", ())]
-    pinned = [photo["id"] for concept in spec.get("concepts", ()) for photo in concept["photos"]]
+    compared = (spec.get("check") or {}).get("concepts", ())
+    taught = [*spec.get("concepts", ()), *compared]
+    concepts = [concept["id"] for concept in taught]
+    pinned = [photo["id"] for concept in taught for photo in concept["photos"]]
     weights = [used["file"]["id"] for used in spec.get("weights", ())]
     return {
         "concepts": _missing(session, job, concepts, Concept.id, Concept.deleted_at.is_(None)),

@@ -81,11 +81,11 @@ def constructed(sentence: str, subjects: Sequence[Subject], rest: Mapping[str, P
     def inside(subject: Subject) -> str:
         others = {name: taught for name, taught in nouns.items() if name not in subject.known}
         named = prompts.resolved(subject.prompt, subject.known)
-        return render(lambda _: named, lambda text: prompts.resolved(_plain(text, others), subject.known))
+        return render(lambda _: named, lambda text: prompts.resolved(plain(text, others), subject.known))
 
     whole = render(
-        lambda index: _plain(subjects[index].prompt, subjects[index].known),
-        lambda text: prompts.resolved(_plain(text, everyone), rest),
+        lambda index: plain(subjects[index].prompt, subjects[index].known),
+        lambda text: prompts.resolved(plain(text, everyone), rest),
     )
     return Texts(whole, tuple(inside(subject) for subject in subjects))
 
@@ -159,8 +159,8 @@ def _mentions(sentence: str, subjects: Sequence[Subject]) -> list[tuple[int, int
     return sorted(spans, key=lambda span: span[0])
 
 
-def _plain(text: str, known: Mapping[str, Placeholder]) -> str:
-    """``text`` with the tokens of ``known`` as class nouns; other tokens stay as they are written."""
+def plain(text: str, known: Mapping[str, Placeholder]) -> str:
+    """``text`` with the tokens of ``known`` as class nouns, whether written or resolved; others stay as they are."""
     read = prompts.resolved(text, known)
     for taught in known.values():
         read = re.sub(rf"<{taught.token}>\s?", "" if taught.class_noun else f"{STYLE_NOUN} ", read)

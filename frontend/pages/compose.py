@@ -27,7 +27,7 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size", "regions", "base_share",
+    "size", "regions", "base_share", "check", "retry_until_present",
 )  # fmt: skip
 REGION = ("x", "y", "width", "height", "prompt", "weights")
 RESULTS = 8
@@ -79,7 +79,7 @@ def compose(
 
 def _from_request(request: dict[str, Any]) -> dict[str, str]:
     """Values of the form from a request or a recipe."""
-    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "", [])}
+    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "", [], False)}
     if regions := request.get("regions"):
         drawn = [{name: region[name] for name in REGION if region.get(name)} for region in regions]
         values["regions"] = json.dumps([{"x": 0, "y": 0, **region} for region in drawn])

@@ -53,8 +53,12 @@ def picture(client: httpx.Client, image: str) -> Image.Image:
     return opened
 
 
-def test_two_concepts_each_in_a_box(client: httpx.Client) -> None:
-    weights = taught(client)
+@pytest.fixture(scope="module")
+def weights(client: httpx.Client) -> dict[str, str]:
+    return taught(client)
+
+
+def test_two_concepts_each_in_a_box(client: httpx.Client, weights: dict[str, str]) -> None:
     asked = {
         "prompt": "a photo of @stark and @domino on the beach", "num_images": 1, "seed": 5, "num_inference_steps": 4,
         "regions": [{**LEFT, "prompt": "@stark"}, {**RIGHT, "prompt": "@domino"}], "base_share": 0.1,
@@ -91,3 +95,25 @@ def test_two_concepts_each_in_a_box(client: httpx.Client) -> None:
     ours = np.asarray(drawn.convert("RGB"), int)
     assert np.abs(pixels[0] - ours).max() <= 2
     assert np.abs(pixels[1] - ours).max() > 2
+
+
+@pytest.mark.usefixtures("weights")
+def test_pictures_are_looked_at_and_tried_again(client: httpx.Client) -> None:
+    """Hardly trained concepts are hardly there, so that every try is made; the kept one has the recipe of its seed."""
+    asked = {
+        "prompt": "@stark and @domino on the beach", "num_images": 2, "seed": 7, "num_inference_steps": 2,
+        "regions": [{**LEFT, "prompt": "@stark"}, {**RIGHT, "prompt": "@domino"}], "check": True,
+        "retry_until_present": 1,
+    }  # fmt: skip
+    job = client.post("/generations", json=asked).raise_for_status().json()
+    for index, image in enumerate(finished(client, job)["result"]["images"]):
+        recipe = client.get(f"/images/{image}").json()["recipe"]
+        assert [each["token"] for each in recipe["presence"]] == ["domino", "stark"]
+        assert {each["state"] for each in recipe["presence"]} <= {"present", "fused", "missing"}
+        assert recipe["presence"][1]["box"] == LEFT
+        assert recipe["seed"] in (7 + index, 9 + index)
+        assert json.loads(picture(client, image).info["moongate"]) == recipe
+        again = {name: recipe[name] for name in KEPT} | {"num_images": 1, "regions": asked["regions"]}
+        [repeated] = finished(client, client.post("/generations", json=again).json())["result"]["images"]
+        apart = [np.asarray(picture(client, each).convert("RGB"), int) for each in (image, repeated)]
+        assert np.abs(apart[0] - apart[1]).max() <= 2

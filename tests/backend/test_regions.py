@@ -108,3 +108,29 @@ def test_boxes_wait_for_concepts_that_are_being_taught(api: Api, workshop: Works
     spec = workshop.claim().spec
     assert [each["id"] for each in spec["layout"]["regions"][0]["weights"]] == [weights]
     assert spec["layout"]["whole"] == []
+
+
+def test_pictures_that_are_looked_at(client: TestClient, api: Api, workshop: Workshop) -> None:
+    """Photos and judges are pinned, and the pictures are not drawn together with others."""
+    concept, _ = api.taught(workshop)
+    boxes = [{**LEFT, "prompt": "@stark"}, {**RIGHT, "prompt": "dog"}]
+    job = workshop.job(
+        api.generate("@stark and a dog on the moon", regions=boxes, check=True, retry_until_present=2)["id"]
+    )
+    check = job.spec["check"]
+    assert [each["id"] for each in check["concepts"]] == [concept["id"]]
+    assert len(check["concepts"][0]["photos"]) == 3
+    assert (check["plain_text"], check["retries"]) == ("a dog and a dog on the moon", 2)
+    assert check["regions"] == [[concept["id"]], []]
+    assert job.batch_key is None
+    plain = workshop.job(api.generate("a photo of @stark", check=True)["id"]).spec["check"]
+    assert (plain["plain_text"], plain["regions"]) == ("a photo of dog", [])
+
+    for body, code, pointer in (
+        ({"prompt": "dog", "check": True}, "nobody-sought", "/check"),
+        ({"prompt": "@stark", "retry_until_present": 2}, "invalid", "/retry_until_present"),
+        ({"prompt": "@stark", "check": True, "retry_until_present": 9}, "invalid", "/retry_until_present"),
+    ):
+        answer = client.post("/api/v1/generations", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+        assert answer.json()["errors"][0]["pointer"] == pointer

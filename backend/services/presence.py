@@ -1,0 +1,83 @@
+"""Who is there: what a generation that is looked at compares its pictures with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import Invalid
+from backend.models import Concept
+from backend.schemas.bases import BaseModelInfo
+from backend.schemas.generations import GenerationCreate
+from backend.schemas.presence import PresenceCheck
+from backend.schemas.trainings import PinnedConcept, PinnedFile
+from backend.services import photos
+
+MIN_PHOTOS = 2
+
+
+def pinned(
+    session: Session,
+    owner_id: str,
+    body: GenerationCreate,
+    base: BaseModelInfo,
+    names: Sequence[str],
+    *,
+    areas: Sequence[Sequence[str]],
+    plain_text: str,
+) -> PresenceCheck | None:
+    """The part of the spec; None where nobody asked. ``names``: the tokens of the picture, ``areas`` those of each
+    region. Styles are nowhere to be seen by themselves and are left out. Invalid where there is nothing to compare.
+    """
+    if not body.check:
+        if body.retry_until_present:
+            raise Invalid.at(
+                "/retry_until_present", "Only pictures that are looked at can be tried again: set `check`."
+            )
+        return None
+    if base.judges is None:
+        raise Invalid.at(
+            "/check",
+            "Nobody judges pictures of this base model. An administrator can register judges (MOONGATE_JUDGES).",
+            code="no-judges",
+        )
+    query = select(Concept).where(
+        Concept.owner_id == owner_id,
+        Concept.token.in_(names),
+        Concept.deleted_at.is_(None),
+        Concept.kind == "subject",
+    )
+    rows = {row.token: row for row in session.scalars(query)}
+    if not rows:
+        raise Invalid.at(
+            "/check", "The prompt names no subject that could be looked for.", code="nobody-sought"
+        )
+    sought = [_concept(session, rows[name]) for name in dict.fromkeys(names) if name in rows]
+    return PresenceCheck(
+        judges=base.judges,
+        concepts=sought,
+        plain_text=plain_text,
+        regions=[[rows[name].id for name in area if name in rows] for area in areas],
+        retries=body.retry_until_present,
+    )
+
+
+def _concept(session: Session, row: Concept) -> PinnedConcept:
+    pictures = photos.of_concept(session, row.id)
+    if len(pictures) < MIN_PHOTOS:
+        raise Invalid.at(
+            "/check",
+            f"{row.name} has too few photos to compare with: looking for it needs {MIN_PHOTOS}.",
+            code="photo-count",
+            count=len(pictures),
+            min=MIN_PHOTOS,
+        )
+    return PinnedConcept(
+        id=row.id,
+        token=row.token,
+        class_noun=row.class_noun,
+        kind="subject",
+        photos=[PinnedFile(id=one.id, storage_key=one.storage_key, sha256=one.sha256) for one in pictures],
+    )
