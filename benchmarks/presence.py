@@ -1,18 +1,17 @@
 """Who is in a picture of several: judges look at crops, on scales that are anchored by pictures of known content.
 
-A crop is a square of `CROP` of the side; a thing is where the judge sees it best. A *class* is there where a crop is
-read as its noun among all nouns of the base with a chance of one half. A *subject* is there where a crop lies nearer
-to true photos of it, put side by side with another subject's, than to what the base draws of its class: on a scale
-whose 0 is the mean best crop of the base's own pictures of the nouns and whose 1 is that of true photos side by side,
-half way. All are there when each is, at places of their own: best places at least `APART` of the side away from
-each other, assigned so that the sum is largest, so that one chimera does not count twice.
+Crops are the narrowest windows of `worker.ml.evaluation.presence`; a thing is where the judge sees it best. A *class*
+is there where a crop is read as its noun among all nouns of the base, with a chance of `READ` at least. A *subject* is
+there where a crop lies nearer to true photos of it, put side by side with another subject's, than to what the base
+draws of its class: on a scale whose 0 is the mean best crop of the base's own pictures of the nouns and whose 1 is that
+of true photos side by side, half way. All are there when each is, at places of their own: crops at least `APART` of the
+side away from each other, so that one chimera does not count twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -21,10 +20,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from worker.ml.evaluation.panel import Panel
+from worker.ml.evaluation.presence import SIDES, crop, windows
 from worker.ml.training.captions import with_article
 
-CROP, STRIDE, APART = 0.56, 0.11, 0.22
+APART = 0.22
+NARROW = min(SIDES)
 HALF = 0.5
+READ = 0.25
 SHARPNESS = 20.0
 """What the contrastive judge's cosines are multiplied with before nouns compete (its own learned scale is near)."""
 
@@ -34,22 +36,23 @@ Scores = NDArray[np.float32]
 def crops(pixels: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
     """[n, 3, S, S] -> crops [n, c, 3, S, S], enlarged to the picture's size, and their middles [c, 2] in [0, 1]."""
     side = pixels.shape[-1]
-    size = round(CROP * side)
-    first = range(0, side - size + 1, max(1, round(STRIDE * side)))
-    places = list(product(first, first))
-    cut = torch.stack([pixels[:, :, top : top + size, left : left + size] for top, left in places], dim=1)
-    large = interpolate(cut.flatten(0, 1), size=(side, side), mode="bilinear", antialias=True)
-    middles = np.array([((left + size / 2) / side, (top + size / 2) / side) for top, left in places])
-    return large.reshape(len(pixels), len(places), 3, side, side), middles
+    boxes = [box for box in windows() if box.width == NARROW]
+    cut = [
+        interpolate(torch.cat([crop(one, box) for one in pixels]), size=(side, side), mode="bilinear")
+        for box in boxes
+    ]
+    middles = np.array([(box.x + box.width / 2, box.y + box.height / 2) for box in boxes])
+    return torch.stack(cut, dim=1), middles
 
 
 def class_scores(panel: Panel, pixels: Tensor, nouns: Sequence[str], wanted: Sequence[str]) -> Scores:
-    """Chance of each wanted noun among all in every crop: [n, crops, wanted]."""
+    """Chance of each wanted noun among all in every crop, 0 where another is likelier: [n, crops, wanted]."""
     cut, _ = crops(pixels)
     texts = panel.text_features([f"a photo of {with_article(noun)}" for noun in nouns])
     seen = panel.image_text_features(cut.flatten(0, 1))
     chances = torch.softmax(SHARPNESS * seen @ texts.T, dim=1)
-    chosen = chances[:, [list(nouns).index(noun) for noun in wanted]]
+    best = chances.where(chances == chances.amax(dim=1, keepdim=True), torch.zeros(()))
+    chosen = best[:, [list(nouns).index(noun) for noun in wanted]]
     return chosen.reshape(len(pixels), -1, len(wanted)).numpy()
 
 

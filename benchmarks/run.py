@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compression, merging, methods, subjects
+from benchmarks import compression, merging, methods, pairs, subjects
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,6 +40,7 @@ KINDS = {
     "subjects": subjects.run,
     "compression": compression.run,
     "methods": methods.run,
+    "pairs": pairs.run,
     "merging": merging.run,
 }
 

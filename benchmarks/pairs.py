@@ -1,0 +1,291 @@
+"""Concepts together: who is there when two or three share a prompt, by every way of putting them together.
+
+Ways: ``average``, the mean of the changes as sequential averaging does it; ``closed-form``, the merge; ``regions``, a
+box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint`` and ``joint-collages``,
+one training of all; ``dreambooth-joint`` the same by DreamBooth. Beside them the base model with the class nouns, whose
+own rate of showing all nouns is the yardstick. Presence: `benchmarks.presence`. One result file per (way, group), so
+that the run resumes; ``--only`` names ways.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.schemas.merges import MERGE_CARDS
+from backend.schemas.methods import CARDS
+from backend.services.method_params import checked
+from benchmarks.environment import environment
+from benchmarks.grading import Bench, save_sheet, strip, write_json
+from benchmarks.presence import (
+    HALF,
+    READ,
+    Verdict,
+    class_scores,
+    crops,
+    side_by_side,
+    subject_scores,
+    verdict,
+)
+from benchmarks.targets import Taught, subjects
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.evaluation import protocol
+from worker.ml.evaluation.measures import photo_pixels
+from worker.ml.merges import MERGES
+from worker.ml.merges.base import MergeInput
+from worker.ml.methods import METHODS
+from worker.ml.regions import Box
+from worker.ml.run import InProcessRun
+from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate
+from worker.ml.training.captions import with_article
+from worker.ml.training.loop import train
+
+BASE, TRUE = "base", "photos side by side"
+SINGLE = "custom-diffusion"
+JOINT: dict[str, tuple[str, dict[str, Any]]] = {
+    "joint": (SINGLE, {}),
+    "joint-collages": (SINGLE, {"collages": 0.6}),
+    "dreambooth-joint": ("dreambooth", {}),
+}
+SHOWN = 6
+
+
+@dataclass
+class Studio:
+    """The bench, its subjects, and what was learned, kept in files of its work folder by name."""
+
+    bench: Bench
+    known: dict[str, Taught]
+    loaded: dict[str, ConceptWeights] = field(default_factory=dict)
+
+    def learned(
+        self, method: str, group: Sequence[Taught], name: str, changed: dict[str, Any]
+    ) -> ConceptWeights:
+        """One training of all of the group by the experiment's preset."""
+        key = f"{name}--{'-'.join(one.slug for one in group)}"
+        file = self.bench.work / "weights" / f"{key}.safetensors"
+        if key not in self.loaded:
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._train(method, group, changed).save(file)
+            self.loaded[key] = ConceptWeights.load(file)
+        return self.loaded[key]
+
+    def _train(self, method: str, group: Sequence[Taught], changed: dict[str, Any]) -> ConceptWeights:
+        card, run = CARDS[method], InProcessRun()
+        params = card.params_type(**checked(card, self.bench.spec["preset"], changed, len(group)))
+        trainee = METHODS[method].trainee(
+            self.bench.model,
+            [one.examples for one in group],
+            params,
+            seed=self.bench.spec["training_seed"],
+            prior_dir=self.bench.work / "prior",
+            previews=[],
+            run=run,
+        )
+        return train(self.bench.model, [trainee], run)[0]
+
+    def merged(
+        self, merge: str, group: Sequence[Taught], scale: float
+    ) -> tuple[ConceptWeights, dict[str, Any]]:
+        """The merge of what each taught by itself, and its report without the sites."""
+        inputs = [MergeInput(one.slug, self.learned(SINGLE, [one], SINGLE, {}), scale) for one in group]
+        made = MERGES[merge].merge(self.bench.model, inputs, MERGE_CARDS[merge].params_type(), InProcessRun())
+        return made.weights, made.report.model_dump(mode="json", exclude={"sites"})
+
+
+def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None:
+    """Run what is missing of the experiment, then write the summary, the table and a sheet for each group."""
+    bench = Bench.load(path, results, work / path.stem)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    nouns = bench.model.description.class_nouns
+    studio = Studio(bench, {one.slug: one for one in subjects(Path(bench.spec["subjects"]), nouns)})
+    ways = [BASE, *bench.spec["ways"]]
+    if unknown := set(only) - set(ways):
+        raise SystemExit(f"no such way: {', '.join(sorted(unknown))}")
+    for slugs in bench.spec["groups"]:
+        for way in ways:
+            file = bench.folder / f"{way}--{'-'.join(slugs)}.json"
+            if (only and way not in only) or (
+                file.exists() and bench.is_current(json.loads(file.read_text()))
+            ):
+                continue
+            result = measured(studio, way, [studio.known[slug] for slug in slugs])
+            write_json(file, result)
+            print(f"{way:18} {'-'.join(slugs):24} all there {result['all']:.2f} {result['each']}", flush=True)
+    summarise(bench, ways)
+
+
+def measured(studio: Studio, way: str, group: Sequence[Taught]) -> dict[str, Any]:
+    """Draw and look. The base's own pictures and true photos side by side are the anchors of every way."""
+    bench = studio.bench
+    panel, nouns = bench.panel, bench.model.description.class_nouns
+    wanted = [one.class_noun for one in group]
+    features = [panel.subject_features(photo_pixels(one.photos, 64)) for one in group]
+    references = [photo_pixels(one.reference, 64) for one in group]
+    true = torch.stack([side_by_side(list(photos)) for photos in zip(*references, strict=False)])
+    base = drawn(studio, BASE, group)[0]
+    pixels, report = (base, None) if way == BASE else drawn(studio, way, group)
+    _, middles = crops(true[:1])
+    zero, one = (subject_scores(panel, each, features).max(axis=1).mean(axis=0) for each in (base, true))
+    thresholds = zero + HALF * (one - zero)
+
+    def seen(pictures: Tensor) -> tuple[Verdict, Verdict]:
+        return (
+            verdict(subject_scores(panel, pictures, features), list(thresholds), middles),
+            verdict(class_scores(panel, pictures, nouns, wanted), [READ] * len(group), middles),
+        )
+
+    individuals, classes = seen(pixels)
+    true_individuals, true_classes = seen(true)
+    keep_strip(bench, way, group, pixels)
+    return {
+        "way": way,
+        "group": [each.slug for each in group],
+        "pictures": len(pixels),
+        "all": float(individuals.together.mean()),
+        "each": [round(float(share), 3) for share in individuals.each.mean(axis=0)],
+        "all_classes": float(classes.together.mean()),
+        "photos_all": float(true_individuals.together.mean()),
+        "photos_all_classes": float(true_classes.together.mean()),
+        "anchors": {"zero": zero.tolist(), "one": one.tolist()},
+        **({"report": report} if report else {}),
+        **bench.instruments,
+        "environment": environment(),
+    }
+
+
+def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, dict[str, Any] | None]:
+    """Every place with every seed: [n, 3, S, S] in [-1, 1], on the CPU."""
+    bench = studio.bench
+    nouns = [with_article(one.class_noun) for one in group]
+    words = [f"a <{one.slug}> {one.class_noun}" for one in group]
+    report: dict[str, Any] | None = None
+    weights: tuple[tuple[ConceptWeights, float], ...] = ()
+    regions: list[tuple[str, Box, ConceptWeights]] = []
+    if way == "textual-inversion":
+        weights = tuple((studio.learned(way, [one], way, {}), 1.0) for one in group)
+    elif way == "regions":
+        for place, (one, word) in enumerate(zip(group, words, strict=True)):
+            box = Box(place / len(group), 0.0, 1.0 / len(group), 1.0)
+            own = studio.learned(SINGLE, [one], SINGLE, {})
+            regions.append((" and ".join([word] * len(group)), box, own))
+    elif way in JOINT:
+        method, changed = JOINT[way]
+        weights = ((studio.learned(method, group, way, changed), 1.0),)
+    elif way != BASE:
+        merge, scale = ("linear", 1.0 / len(group)) if way == "average" else (way, 1.0)
+        learned, report = studio.merged(merge, group, scale)
+        weights = ((learned, 1.0),)
+    subject = " and ".join(words if weights else nouns)
+    defaults, side = bench.model.description.defaults, bench.model.description.resolution
+    units = [
+        GenerationUnit(
+            index=index,
+            text=f"a photo of {subject} {place}",
+            negative_text="",
+            seed=seed,
+            num_inference_steps=bench.spec["num_inference_steps"],
+            guidance_scale=defaults.guidance_scale,
+            scheduler=defaults.scheduler,
+            width=side,
+            height=side,
+            weights=weights,
+            regions=tuple(
+                RegionUnit(f"a photo of {text} {place}", box, ((own, 1.0),)) for text, box, own in regions
+            ),
+        )
+        for index, (place, seed) in enumerate(
+            (place, seed) for place in bench.spec["places"] for seed in bench.spec["image_seeds"]
+        )
+    ]
+    found = {unit.index: pixels for unit, pixels in generate(bench.model, units, InProcessRun())}
+    ordered = np.stack([found[index] for index in range(len(units))])
+    return torch.from_numpy(ordered).permute(0, 3, 1, 2).float() / 127.5 - 1.0, report
+
+
+def keep_strip(bench: Bench, way: str, group: Sequence[Taught], pixels: Tensor) -> None:
+    """The first pictures of every place in turn, for the sheet; work files, not results."""
+    seeds = len(bench.spec["image_seeds"])
+    order = sorted(range(len(pixels)), key=lambda at: (at % seeds, at // seeds))[:SHOWN]
+    folder = bench.work / "strips"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{way}--{'-'.join(one.slug for one in group)}.npy", strip(pixels[order]))
+
+
+def kind_of(slugs: Sequence[str]) -> str:
+    return {2: "pairs", 3: "triples"}[len(slugs)]
+
+
+def summarise(bench: Bench, ways: Sequence[str]) -> None:
+    """``<experiment>.json`` and ``.md`` beside the folder, and one sheet: groups by ways."""
+    rows: dict[str, dict[str, Any]] = {}
+    for way in ways:
+        found = [
+            json.loads(file.read_text())
+            for slugs in bench.spec["groups"]
+            if (file := bench.folder / f"{way}--{'-'.join(slugs)}.json").exists()
+        ]
+        current = [one for one in found if bench.is_current(one)]
+        for kind in ("pairs", "triples"):
+            if of := [one for one in current if kind_of(one["group"]) == kind]:
+                rows.setdefault(kind, {})[way] = {
+                    "n": len(of),
+                    "groups": ["-".join(one["group"]) for one in of],
+                    "all": finite(protocol.spread([one["all"] for one in of])),
+                    "all_classes": finite(protocol.spread([one["all_classes"] for one in of])),
+                    "each": float(np.mean([share for one in of for share in one["each"]])),
+                }
+    told = {"question": bench.spec["question"], **bench.instruments, "environment": environment(), **rows}
+    write_json(bench.folder.with_suffix(".json"), told)
+    bench.folder.with_suffix(".md").write_text(markdown(bench, rows))
+    for slugs in bench.spec["groups"]:
+        name = "-".join(slugs)
+        strips = [bench.work / "strips" / f"{way}--{name}.npy" for way in ways]
+        if shown := [np.load(file) for file in strips if file.exists()]:
+            save_sheet(shown, bench.folder.parent / f"{bench.folder.name}-{name}.webp")
+
+
+def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:
+    """The table for people: shares of pictures, mean over groups with half of the 95 % interval."""
+    lines = ["# Concepts together", "", bench.spec["question"], ""]
+    for kind, ways in rows.items():
+        lines += [f"## {kind.capitalize()}", ""]
+        lines += [
+            "| way | n | all subjects there | each subject there | all class nouns there |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {way} | {row['n']} | {share(row['all'])} | {row['each']:.2f} | {share(row['all_classes'])} |"
+            for way, row in ways.items()
+        ]
+        lines.append("")
+    pictures = len(bench.spec["places"]) * len(bench.spec["image_seeds"])
+    lines += [
+        f"{pictures} pictures of every group, the same seeds everywhere; one training each by the preset "
+        f'`{bench.spec["preset"]}`. "There" is what the judges say of crops (`benchmarks/presence.py`); ± is half of '
+        "the 95 % interval over the n groups (Student), a dash where n is 1. In the sheets each way is a row, in the "
+        "order of the table.",
+        "",
+        f"Base `{bench.instruments['base_hash'][:12]}`, judges `{bench.instruments['judges_hash'][:12]}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def share(found: dict[str, Any]) -> str:
+    """ "0.85 ± 0.10"; a dash in the place of an interval of one value."""
+    half = found["half_width_95"]
+    return f"{found['mean']:.2f} {'—' if half is None else f'± {half:.2f}'}"
+
+
+def finite(found: protocol.Spread) -> dict[str, Any]:
+    """For JSON: what is not finite is null."""
+    return {name: value if np.isfinite(value) else None for name, value in asdict(found).items()}
