@@ -74,8 +74,9 @@ class DreamBoothParams(Strict):
 
 
 LEARNT = {"batch_size": 4, "train_token": True, "token_learning_rate": 2e-3, "prior_weight": 0.3}
-"""On toyworld rare words are filler, whose states hardly differ from no word at all: with the word held and lambda 1 the
-prior keeps the subject out (similarity 0.1 and 0.0 of two subjects, 0.9 and 1.0 without a prior). This way: 0.7 and 1.0.
+"""On toyworld rare words are filler, whose states hardly differ from no word at all: with the word held and lambda 1
+the prior keeps the subject out (similarity 0.1 and 0.0 of two subjects; without a prior 0.9 and 1.0). This way it was
+0.7 of the harder one.
 """
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
     "quick": {"steps": 150, "learning_rate": 3e-4, **LEARNT, "prior_images": 16, "prior_steps": 10},
