@@ -14,12 +14,10 @@ from backend.models import Concept, ConceptWeights, Job, WeightsConcept
 from backend.schemas.bases import BaseModelInfo
 from backend.schemas.generations import SCHEDULERS, Gate, GenerateSpec, GenerationCreate, PinnedWeights
 from backend.schemas.trainings import PinnedFile
-from backend.services import bases, jobs, owned, prompts
+from backend.services import bases, jobs, mixing, owned, prompts
 from backend.services.prompts import Placeholder
 
 QUEUE = "gen_any"
-COMPOSES_FREELY = frozenset({"textual-inversion", "perfusion"})
-"""Methods whose weights stand beside one another in one prompt without a merge."""
 GATED = frozenset({"perfusion"})
 """Methods whose gate may be another one from picture to picture."""
 
@@ -94,7 +92,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
     if not chosen:
         ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
         chosen = [(owned.get(session, ConceptWeights, owner_id, weights_id), 1.0) for weights_id in ids]
-    _require_one_edit([*(row.method for row, _ in chosen), *(job.spec["method"] for job in needed)])
+    mixing.require_one_edit([row for row, _ in chosen], needed)
     if prompts.tokens(negative):
         raise Invalid.at("/negative_prompt", "Tokens belong into the prompt.", code="token-in-negative")
     text = prompts.resolved(prompt, known)
@@ -203,16 +201,6 @@ def _taught(session: Session, rows: list[ConceptWeights]) -> dict[str, Placehold
         .where(ConceptWeights.id.in_([row.id for row in rows]), Concept.deleted_at.is_(None))
     )
     return {name: prompts.placeholder(weights, taught) for name, taught, weights in session.execute(query)}
-
-
-def _require_one_edit(methods: list[str]) -> None:
-    if len(methods) > 1 and any(method not in COMPOSES_FREELY for method in methods):
-        raise Invalid.at(
-            "/prompt",
-            "These concepts were learned separately, and such weights must be merged before they share a prompt. "
-            "Train them together, or use one at a time.",
-            code="needs-merge",
-        )
 
 
 def _size(body: GenerationCreate, base: BaseModelInfo) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from backend.errors import Invalid
 from backend.schemas.methods.card import MethodCard
@@ -37,8 +37,13 @@ _SENTENCES = {
 
 def checked(card: MethodCard, preset: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of the method. Invalid with a sentence at ``/params/<name>`` for each that is wrong."""
+    return of_type(card.params_type, {**card.presets[preset], **params})
+
+
+def of_type(params_type: type[BaseModel], params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of the type, defaults included. Invalid likewise."""
     try:
-        found = card.params_type.model_validate({**card.presets[preset], **params}, strict=True)
+        found = params_type.model_validate(dict(params), strict=True)
     except ValidationError as error:
         wrong = [
             FieldError(pointer=_pointer(item["loc"]), detail=_sentence(item))
