@@ -35,7 +35,7 @@ from worker.ml.evaluation.measures import (
 from worker.ml.evaluation.panel import Panel
 from worker.ml.families import DiffusionModel
 from worker.ml.installation import Installation
-from worker.ml.methods import method_of
+from worker.ml.readers import reader_of
 from worker.ml.run import PreviewImage, Run
 from worker.ml.training.checkpoint import Checkpoint
 
@@ -178,9 +178,9 @@ def _require_readable(
 
 def _learned(model: DiffusionModel, file: Path) -> tuple[TextEdit, Installation]:
     learned = ConceptWeights.load(file)
-    method = method_of(learned)
-    installation = method.installation(model, learned)
-    return method.edit(model, learned), ((installation, 1.0),) if installation is not None else ()
+    reader = reader_of(learned)
+    installation = reader.installation(model, learned)
+    return reader.edit(model, learned), ((installation, 1.0),) if installation is not None else ()
 
 
 def _photos(sitting: Sitting, inputs: Mapping[str, str], concept: PinnedConcept) -> Sight:

@@ -22,7 +22,7 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import DenseChange, MatrixChange
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
-from worker.ml.methods import method_of
+from worker.ml.readers import reader_of
 from worker.ml.singular_values import of_matrix
 
 LISTED_VALUES = 32
@@ -85,12 +85,12 @@ def weight_change(model: DiffusionModel, weights: ConceptWeights) -> WeightsAnal
     below 1e-6 are left out, and counted: their ratio means nothing. Gated changes count as where the gate is open.
     Raises `WeightsInvalid` when the weights do not fit the model.
     """
-    method = method_of(weights)
-    text, installed = method.edit(model, weights), method.installation(model, weights) or WeightEdit()
+    reader = reader_of(weights)
+    text, installed = reader.edit(model, weights), reader.installation(model, weights) or WeightEdit()
     sites = {f"{name}.weight": change for name, change in text.sites.items()}
     if text.gated:
         sites |= {
-            f"{name}.weight": DenseChange(delta) for name, delta in method.deltas(model, weights).items()
+            f"{name}.weight": DenseChange(delta) for name, delta in reader.deltas(model, weights).items()
         }
     layers = [
         *denoiser_layers(model, {**sites, **installed.denoiser}),

@@ -13,6 +13,8 @@ tools. Tensors:
   and ``checksum``, Perfusion ``target`` [concepts, o], rank-one edits ``change`` [concepts, o], both in the order
   of the manifest's tokens. Weights that were made smaller hold factors wherever these take less room
   (`worker.ml.stored_changes`), and lack a site of which nothing was kept;
+- ``merge.rows`` [r, d] of a closed-form merge: the row space of all its changes, ``site.<module path>.values`` [o, r]
+  being what it does at each site (`worker.ml.shared_rows`);
 - ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
@@ -42,6 +44,7 @@ MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+SHARED_ROWS = "merge.rows"
 TOKEN_PARTS = ("key", "dual", "class_state")
 MODULE_KEY = re.compile(r"^(site|encoder)\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
 
@@ -134,6 +137,8 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsInvalid(f"The tensor {missing[0]} is missing.")
     further = {f"token.{taught.token}.{part}" for taught in manifest.tokens for part in TOKEN_PARTS}
+    if manifest.merge is not None:
+        further.add(SHARED_ROWS)
     for name, tensor in tensors.items():
         if name not in expected and name not in further and not MODULE_KEY.match(name):
             raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")

@@ -59,12 +59,12 @@ class Covariance:
         return Covariance(matrix + ridge * torch.eye(len(matrix), dtype=torch.float64))
 
 
-def caption_corpus(model: DiffusionModel) -> tuple[str, ...]:
-    """At most `MOST_CAPTIONS`: those of the base's ``captions.txt``; without one, the class prompts and sentences of
+def caption_corpus(model: DiffusionModel, most: int = MOST_CAPTIONS) -> tuple[str, ...]:
+    """At most ``most``: those of the base's ``captions.txt``; without one, the class prompts and sentences of
     its class nouns, or of `COMMON_NOUNS` where it names none, evenly chosen.
     """
     if model.captions:
-        return model.captions[:MOST_CAPTIONS]
+        return model.captions[:most]
     description = model.description
     nouns = description.class_nouns or COMMON_NOUNS
     made = [
@@ -75,7 +75,7 @@ def caption_corpus(model: DiffusionModel) -> tuple[str, ...]:
             *(template.format(noun) for template in OBJECT_TEMPLATES),
         )
     ]
-    return tuple(made[:: -(-len(made) // MOST_CAPTIONS)])
+    return tuple(made[:: -(-len(made) // most)])
 
 
 def corpus_hash(captions: Sequence[str]) -> str:

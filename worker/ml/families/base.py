@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -62,6 +62,8 @@ class DiffusionModel(Protocol):
 
     cache_dir: Path | None
     """Where what is dear to derive from the base is kept between processes; None: nowhere, it is made again."""
+    derived: MutableMapping[Hashable, object]
+    """What was derived from the base in this process, by what it was derived for; it goes with the model."""
 
     @property
     def description(self) -> BaseDescription: ...

@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,7 @@ class StableDiffusion:
             module.requires_grad_(False).eval()
         install_processors(denoiser)
         self.cache_dir: Path | None = None
+        self.derived: MutableMapping[Hashable, object] = {}
         self.description = description
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder

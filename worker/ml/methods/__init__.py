@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from backend.schemas.generations import Gate
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.errors import InputInvalid, MethodUnsupported
+from worker.ml.errors import InputInvalid
 from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
@@ -31,14 +31,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method_of(weights: ConceptWeights) -> Method:
-    """The method that made ``weights``. Raises `MethodUnsupported`."""
-    name = weights.manifest.method
-    if name not in METHODS:
-        raise MethodUnsupported(f"These weights were made by the method {name}, which is not known here.")
-    return METHODS[name]
-
-
 def with_gate(weights: ConceptWeights, gate: Gate | None) -> ConceptWeights:
     """``weights`` as they are drawn with another gate; themselves where it is None. Raises `InputInvalid` for a method
     without one.
@@ -52,4 +44,4 @@ def with_gate(weights: ConceptWeights, gate: Gate | None) -> ConceptWeights:
     return ConceptWeights(weights.manifest.model_copy(update={"params": drawn}), weights.tensors)
 
 
-__all__ = ["METHODS", "ConceptExamples", "Method", "method_of", "with_gate"]
+__all__ = ["METHODS", "ConceptExamples", "Method", "with_gate"]

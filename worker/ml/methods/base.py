@@ -17,7 +17,24 @@ from worker.ml.training.lessons import ConceptExamples
 from worker.ml.training.trainee import Trainee
 
 
-class Method(Protocol):
+class Reader(Protocol):
+    """How weights are used: what they are as edits of a model. Methods read what they taught, merges what they made."""
+
+    def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
+        """The concept as an edit of text: its words, and on the text side its keys and values. Raises
+        `WeightsInvalid` when the weights do not fit the model.
+        """
+
+    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
+        """What must be installed beside `edit`; None on the text side. Same errors as `edit`."""
+
+    def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
+        """{site: dense change of its weight, fp32} of the denoiser's Linear and Conv; a `NotAdditive` where adding them
+        would not be the concept. Same errors as `edit`.
+        """
+
+
+class Method(Reader, Protocol):
     """A row of the table of methods."""
 
     @property
@@ -41,19 +58,6 @@ class Method(Protocol):
         encoder texts. Raises `MethodUnsupported`, `InputInvalid`, `PromptTooLong`, and what `Run.step` raises.
         """
 
-    def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
-        """The concept as an edit of text: its words, and on the text side its keys and values. Raises
-        `WeightsInvalid` when the weights do not fit the model.
-        """
-
-    def installation(self, model: DiffusionModel, weights: ConceptWeights) -> WeightEdit | None:
-        """What must be installed beside `edit`; None on the text side. Same errors as `edit`."""
-
-    def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
-        """{site: dense change of its weight, fp32} of the denoiser's Linear and Conv; a `NotAdditive` where adding them
-        would not be the concept. Same errors as `edit`.
-        """
-
 
 class NotAdditive(dict[str, Tensor]):
     """Changes of a method whose edit is no change of matrices: the nearest one that is, for the analysis and as what a
@@ -61,4 +65,4 @@ class NotAdditive(dict[str, Tensor]):
     """
 
 
-__all__ = ["ConceptExamples", "Method", "NotAdditive"]
+__all__ = ["ConceptExamples", "Method", "NotAdditive", "Reader"]

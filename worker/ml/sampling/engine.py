@@ -13,7 +13,7 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit, installed
-from worker.ml.methods import method_of
+from worker.ml.readers import reader_of
 from worker.ml.run import Run
 from worker.ml.sampling.latents import ConditioningCache, Picture, RunWatch, Watch, check, watched_latents
 from worker.ml.sampling.pixels import to_uint8
@@ -87,8 +87,8 @@ def _picture(
     """``edits`` holds one edit per weights object, so that equal prompts are recognised as equal."""
     for weights, _ in unit.weights:
         if id(weights) not in edits:
-            method = method_of(weights)
-            edits[id(weights)] = method.edit(model, weights), method.installation(model, weights)
+            reader = reader_of(weights)
+            edits[id(weights)] = reader.edit(model, weights), reader.installation(model, weights)
     chosen = tuple((edits[id(weights)][0], scale) for weights, scale in unit.weights)
     installations = ((edits[id(weights)][1], scale) for weights, scale in unit.weights)
     return Picture(
