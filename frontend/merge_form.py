@@ -74,7 +74,7 @@ class MergeChoiceView:
 @dataclass(frozen=True)
 class MergeForm:
     """Everything the template of the form needs. ``together``: address of the form that trains the chosen ones
-    jointly; empty where fewer than two are chosen.
+    jointly; empty where fewer than two are chosen. ``chosen`` stand in the order in which they were named.
     """
 
     candidates: list[Candidate]
@@ -82,10 +82,7 @@ class MergeForm:
     method: MergeChoiceView
     fields: tuple[FieldView, ...]
     together: str
-
-    @property
-    def chosen(self) -> list[Candidate]:
-        return [each for each in self.candidates if each.chosen]
+    chosen: list[Candidate]
 
 
 def view(session: Session, owner: str, given: Given) -> MergeForm:
@@ -95,6 +92,8 @@ def view(session: Session, owner: str, given: Given) -> MergeForm:
     names = {concept.id: concept.name for concept in known}
     wanted = chosen_concepts(given)
     candidates = [_candidate(each, names, given, each.id in wanted) for each in known if each.weights]
+    by_id = {each.id: each for each in candidates}
+    chosen = [by_id[each] for each in wanted if each in by_id]
     methods = [
         MergeChoiceView(card.name, card.title, card.description, card.source, card.name == _card(given).name)
         for card in MERGE_CARDS.values()
@@ -104,7 +103,8 @@ def view(session: Session, owner: str, given: Given) -> MergeForm:
         methods=methods,
         method=next(each for each in methods if each.chosen),
         fields=method_fields.fields(_parameters(_card(given)), given),
-        together=_together([each.id for each in candidates if each.chosen]),
+        together=_together([each.id for each in chosen]),
+        chosen=chosen,
     )
 
 

@@ -45,8 +45,8 @@ def _require_different_words(rows: Sequence[ConceptWeights]) -> None:
     if len(set(words)) < len(words):
         raise Invalid.at(
             "/prompt",
-            "Two of these files teach the same word, so a prompt cannot tell them apart. Merge them: a merge gives each "
-            "a word of its own. Or train one again.",
+            "Two of these files teach the same word, so a prompt cannot tell them apart. Merge them, which gives each "
+            "a word of its own, or train one again.",
             code="needs-merge",
         )
 
