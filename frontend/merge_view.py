@@ -14,6 +14,7 @@ from backend.services import concepts, weights
 from frontend import phrases
 
 MOST_SITES = 40
+ROUNDING = 1e-9
 MEANINGS = {
     "Words alike": "Cosine between the text states of the two words. 1: they read as one word; 0: nothing in common.",
     "Shared directions": "How much of the text that the first one changes is changed by the second as well.",
@@ -173,9 +174,14 @@ def _numbers(report: MergeReport) -> list[Number]:
         "Words off by": report.residual,
         "Drift": report.drift,
         "Drift on new captions": report.drift_held_out,
-        "Contradiction": report.inconsistency,
+        "Contradiction": _above_rounding(report.inconsistency),
     }
     return [Number(name, phrases.fine(value)) for name, value in told.items() if value is not None]
+
+
+def _above_rounding(share: float | None) -> float | None:
+    """0 for what is double precision's rounding alone."""
+    return 0.0 if share is not None and share < ROUNDING else share
 
 
 def _further(report: MergeReport) -> list[Number]:
