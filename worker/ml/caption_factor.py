@@ -98,8 +98,9 @@ def held_states(
     end = model.token_ids("", {})[1]
     for first in range(0, len(ids), ENCODED_AT_ONCE):
         chunk = torch.tensor(ids[first : first + ENCODED_AT_ONCE])
-        states = model.encode_prompts(chunk, None).states.double().cpu()
         last = (chunk == end).long().argmax(dim=1)[:, None]
+        chunk = chunk[:, : int(last.max()) + wanted.padding + 1]  # the encoder reads from left to right
+        states = model.encode_prompts(chunk, None).states.double().cpu()
         places = torch.arange(chunk.shape[1])
         chosen = (places >= (0 if wanted.start_token else 1)) & (places <= last + wanted.padding)
         yield first + len(chunk), states[chosen]

@@ -65,11 +65,14 @@ def word_rows(model: DiffusionModel, asked: Sequence[Asked], *, prefix: bool) ->
     """For each asked edit its words, in their order. Raises `MethodUnsupported` (rows for every layer) and
     `PromptTooLong`.
     """
+    spoken = iter(_all_states(model, asked, prefix))
     found: list[list[WordRows]] = []
     for each in asked:
         words: list[WordRows] = []
         for taught in each.tokens:
-            word = _read(model, each, taught, prefix)
+            own = next(spoken)
+            locked = next(spoken)[0] if each.edit.locks_keys else own[0]
+            word = _read(model, each, taught, own, locked)
             for other in (other for known in [*found, words] for other in known):
                 if _same_word(word, other) and not _agree(word, other):
                     word = _moved(model, word, taught, prefix, [*found, words])
@@ -96,37 +99,69 @@ def without_repeats(states: Tensor) -> Tensor:
     return states[near.long().argmax(dim=1)]
 
 
-def _read(model: DiffusionModel, asked: Asked, taught: TaughtToken, prefix: bool) -> WordRows:
+def _all_states(model: DiffusionModel, asked: Sequence[Asked], prefix: bool) -> list[tuple[Tensor, Tensor]]:
+    """`_states` of every word in turn; where keys are locked, then once more with the row it started from."""
+    texts = []
+    for each in asked:
+        for taught in each.tokens:
+            rows = each.edit.tokens[taught.token]
+            if rows.per_layer:
+                raise MethodUnsupported(
+                    f"<{taught.token}> has another vector for every layer, so its text states differ from layer to "
+                    "layer: the closed form has one text for all of them."
+                )
+            texts.append((taught, rows.at(each.scale)))
+            if each.edit.locks_keys:
+                texts.append((taught, rows.at(0.0)))
+    return _states(model, texts, prefix)
+
+
+def _read(
+    model: DiffusionModel, asked: Asked, taught: TaughtToken, own: tuple[Tensor, Tensor], locked: Tensor
+) -> WordRows:
+    """``own``: the word's states and which of them are promised."""
+    states, promised = own
     rows = asked.edit.tokens[taught.token]
-    if rows.per_layer:
-        raise MethodUnsupported(
-            f"<{taught.token}> has another vector for every layer, so its text states differ from layer to layer: "
-            "the closed form has one text for all of them."
-        )
-    at_scale = rows.at(asked.scale).float()
-    states, promised = _states(model, taught, at_scale, prefix)
-    locked = states if not asked.edit.locks_keys else _states(model, taught, rows.at(0.0).float(), prefix)[0]
     changes: dict[str, Tensor] = {}
     for layer in model.cross_attention():
         changes |= _own_changes(asked, layer, states, locked)
+    at_scale = rows.at(asked.scale).float()
     return WordRows(TokenRows(rows.start.float(), at_scale), states, changes, promised)
 
 
-def _states(model: DiffusionModel, taught: TaughtToken, rows: Tensor, prefix: bool) -> tuple[Tensor, Tensor]:
-    """(states [s, d], whether V* or behind it [s]) of all captions of a word with the vectors ``rows``."""
-    virtual = {taught.token: range(model.vocabulary_size, model.vocabulary_size + len(rows))}
-    texts = captions_of(taught)
-    ids = torch.tensor([model.token_ids(text, virtual) for text in texts])
+def _states(
+    model: DiffusionModel, words: Sequence[tuple[TaughtToken, Tensor]], prefix: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """(states [s, d], whether V* or behind it [s]) of all captions of each word with its vectors, encoded in one batch
+    and no further than the longest: the encoder reads from left to right.
+    """
     end = model.token_ids("", {})[1]
-    states = model.encode_prompts(ids, rows.to(model.device, model.dtype) if len(rows) else None).states
-    chosen, promised = [], []
-    for row, text in enumerate(texts):
-        word = model.token_ids(text[: text.index("<")].strip(), {}).index(end)
-        last = int((ids[row] == end).long().argmax())
-        places = torch.arange(1 if prefix else word, last + 1)
-        chosen.append(states[row, places.to(states.device)].double().cpu())
-        promised.append(places >= word)
-    return torch.cat(chosen), torch.cat(promised)
+    ids: list[list[int]] = []
+    places: list[list[tuple[int, int]]] = []
+    vectors: list[Tensor] = []
+    first = model.vocabulary_size
+    for taught, rows in words:
+        virtual = {taught.token: range(first, first + len(rows))}
+        first += len(rows)
+        vectors.append(rows.to(model.device, model.dtype))
+        places.append([])
+        for text in captions_of(taught):
+            ids.append(model.token_ids(text, virtual))
+            word = model.token_ids(text[: text.index("<")].strip(), {}).index(end)
+            places[-1].append((word, ids[-1].index(end)))
+    longest = 1 + max((last for each in places for _, last in each), default=0)
+    known = torch.cat(vectors)
+    batch = torch.tensor(ids)[:, :longest]
+    states = iter(model.encode_prompts(batch, known if len(known) else None).states.double().cpu())
+    found = []
+    for each in places:
+        chosen, promised = [], []
+        for word, last in each:
+            start = 1 if prefix else word
+            chosen.append(next(states)[start : last + 1])
+            promised.append(torch.arange(start, last + 1) >= word)
+        found.append((torch.cat(chosen), torch.cat(promised)))
+    return found
 
 
 def _own_changes(asked: Asked, layer: CrossAttention, states: Tensor, locked: Tensor) -> dict[str, Tensor]:
@@ -189,7 +224,7 @@ def _moved(
     else:
         raise InputInvalid("The base model has no rare token left that could tell these words apart.")
     rows = torch.stack(free)
-    states, promised = _states(model, taught, rows, prefix)
+    ((states, promised),) = _states(model, [(taught, rows)], prefix)
     matrices = {site.name: site.weight.double().cpu() for site in read_sites(model)}
     changes = {
         name: change + (word.states - states) @ matrices[name].T for name, change in word.changes.items()

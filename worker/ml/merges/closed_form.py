@@ -59,14 +59,13 @@ class ClosedForm:
         run.step("merge", 1, 2)
         proof = prove(model, found.solved, read_sites(model))
         run.step("merge", 2, 2)
-        negative = any(each.edit.negative for each in asked if each.edit.sites or each.edit.gated)
         named = merged_tokens(inputs)
         words = {
             taught.token: word.rows
             for taught, word in zip(named, (w for words in found.words for w in words), strict=True)
         }
         manifest = merged_manifest(
-            model, self.name, "text", inputs, {**params.model_dump(mode="json"), "negative": negative}
+            model, self.name, "text", inputs, {**params.model_dump(mode="json"), "negative": found.negative}
         )
         solved, change = found.solved, found.solved.change
         changed = {name: each for name, each in solved.values.items() if each.numel() and bool(each.any())}
@@ -101,10 +100,13 @@ class ClosedForm:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A merge before it is believed; ``words`` of each asked edit in their order, V* as the result has it."""
+    """A merge before it is believed; ``words`` of each asked edit in their order, V* as the result has it;
+    ``negative``: one of the changes acts on negative prompts, so that of all of them does.
+    """
 
     solved: Solved
     words: list[list[WordRows]]
+    negative: bool
     notes: list[str]
 
 
@@ -132,7 +134,8 @@ def solve(model: DiffusionModel, asked: Sequence[Asked], params: ClosedFormParam
         for taught, word in zip(each.tokens, known, strict=True)
         if word.moved
     ]
-    return Found(solved, words, moved)
+    negative = any(each.edit.negative for each in asked if each.edit.sites or each.edit.gated)
+    return Found(solved, words, negative, moved)
 
 
 __all__ = ["ClosedForm", "Found", "solve"]

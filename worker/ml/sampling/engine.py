@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import Prompt, TextEdit
+from worker.ml.conditioning import Prompt
 from worker.ml.families.base import DiffusionModel
-from worker.ml.installation import WeightEdit, installed
-from worker.ml.readers import reader_of
+from worker.ml.installation import installed
 from worker.ml.run import Run
+from worker.ml.sampling.composition import Composition
 from worker.ml.sampling.latents import ConditioningCache, Picture, RunWatch, Watch, check, watched_latents
 from worker.ml.sampling.pixels import to_uint8
 
@@ -57,8 +57,8 @@ def pictures(
 
     Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`, `MethodUnsupported`.
     """
-    edits: dict[int, tuple[TextEdit, WeightEdit | None]] = {}
-    made = [_picture(model, unit, edits) for unit in units]
+    composition = Composition(model)
+    made = [_picture(unit, composition) for unit in units]
     for picture in made:
         check(model, picture)
         if cache is not None:
@@ -81,26 +81,16 @@ def draw(
         yield place, to_uint8(model.decode_latents(latents[None]))[0]
 
 
-def _picture(
-    model: DiffusionModel, unit: GenerationUnit, edits: dict[int, tuple[TextEdit, WeightEdit | None]]
-) -> Picture:
-    """``edits`` holds one edit per weights object, so that equal prompts are recognised as equal."""
-    for weights, _ in unit.weights:
-        if id(weights) not in edits:
-            reader = reader_of(weights)
-            edits[id(weights)] = reader.edit(model, weights), reader.installation(model, weights)
-    chosen = tuple((edits[id(weights)][0], scale) for weights, scale in unit.weights)
-    installations = ((edits[id(weights)][1], scale) for weights, scale in unit.weights)
+def _picture(unit: GenerationUnit, composition: Composition) -> Picture:
+    edits, installation = composition.of(unit.weights)
     return Picture(
-        prompt=Prompt(unit.text, chosen),
-        negative=Prompt(unit.negative_text, chosen, negative=True),
+        prompt=Prompt(unit.text, edits),
+        negative=Prompt(unit.negative_text, edits, negative=True),
         seed=unit.seed,
         num_inference_steps=unit.num_inference_steps,
         guidance_scale=unit.guidance_scale,
         scheduler=unit.scheduler,
         width=unit.width,
         height=unit.height,
-        installation=tuple(
-            (edit, scale) for edit, scale in installations if edit is not None and scale != 0.0
-        ),
+        installation=installation,
     )
