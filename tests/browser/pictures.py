@@ -39,9 +39,25 @@ def places(page: Page) -> dict[str, str]:
         fixed["training-done"] = f"/jobs/{taught[0]['id']}"
     if live:
         fixed["training"] = f"/jobs/{live[0]['id']}"
-    if not page.request.get("/api/v1/concepts").json()["items"]:
+    known = page.request.get("/api/v1/concepts").json()["items"]
+    if merged := [each for concept in known for each in concept["weights"] if each["merge"]]:
+        chosen = "&".join(f"c={concept}" for concept in merged[0]["concepts"])
+        fixed["merge"] = f"/merge?{chosen}"
+        fixed["merged"] = f"/merge/{merged[0]['id']}{compared(page, merged[0]['id'])}"
+    if not known:
         return {"start": "/"}
     return fixed
+
+
+def compared(page: Page, weights: str) -> str:
+    """The query that shows the newest pictures of merged weights, and those drawn for comparison just before."""
+    drawn = page.request.get("/api/v1/jobs?kind=generate&limit=100").json()["items"]
+    for place, job in enumerate(drawn):
+        if [each["id"] for each in job["request"]["weights"] or []] == [weights]:
+            seed = job["request"]["seed"]
+            around = [each for each in drawn[max(0, place - 1) : place + 8] if each["request"]["seed"] == seed]
+            return "?" + "&".join(f"job={each['id']}" for each in reversed(around))
+    return ""
 
 
 def take(page: Page, file: Path) -> None:

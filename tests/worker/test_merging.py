@@ -25,14 +25,21 @@ SPEC = MergeSpec.model_validate(
     {
         "weights": [
             {
-                "file": {"id": each, "storage_key": each, "sha256": "ab"}, "scale": 1.0, "tokens": ["stark"], "concepts": [],
+                "file": {"id": each, "storage_key": each, "sha256": "ab"},
+                "scale": 1.0,
+                "tokens": ["stark"],
+                "concepts": [],
             }
             for each in IDS
         ],
-        "concepts": CONCEPTS, "renames": {IDS[1]: {"stark": "stark-2"}}, "method": "closed-form", "params": {},
-        "base": "toy", "base_hash": "ab",
+        "concepts": CONCEPTS,
+        "renames": {IDS[1]: {"stark": "stark-2"}},
+        "method": "closed-form",
+        "params": {},
+        "base": "toy",
+        "base_hash": "ab",
     }
-)  # fmt: skip
+)
 
 
 def file(folder: Path, **changes: Any) -> Path:
