@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compression, methods, subjects
+from benchmarks import compression, merging, methods, subjects
 
 HERE = Path(__file__).resolve().parent
 
@@ -36,7 +36,12 @@ def main() -> None:
         KINDS[kind](path, HERE / "results", arguments.work, only)
 
 
-KINDS = {"subjects": subjects.run, "compression": compression.run, "methods": methods.run}
+KINDS = {
+    "subjects": subjects.run,
+    "compression": compression.run,
+    "methods": methods.run,
+    "merging": merging.run,
+}
 
 
 if __name__ == "__main__":

@@ -35,20 +35,9 @@ def byte_tokenizer(positions: int) -> CLIPTokenizer:
     )
 
 
-def build(
-    *,
-    name: str,
-    resolution: int,
-    positions: int,
-    prediction_type: str,
-    text: Any,
-    autoencoder: Any,
-    denoiser: Any,
-) -> StableDiffusion:
-    """Real classes, random weights; ``text``, ``autoencoder``, ``denoiser``: their configurations."""
-    tokenizer = byte_tokenizer(positions)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    description = BaseDescription(
+def described(name: str, resolution: int, positions: int) -> BaseDescription:
+    """A base model of no hash."""
+    return BaseDescription(
         id=name,
         family="sd15",
         title=name,
@@ -62,8 +51,23 @@ def build(
         tokenizer_json="",
         example_prompts=EXAMPLES,
     )
+
+
+def build(
+    *,
+    name: str,
+    resolution: int,
+    positions: int,
+    prediction_type: str,
+    text: Any,
+    autoencoder: Any,
+    denoiser: Any,
+) -> StableDiffusion:
+    """Real classes, random weights; ``text``, ``autoencoder``, ``denoiser``: their configurations."""
+    tokenizer = byte_tokenizer(positions)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return StableDiffusion(
-        description,
+        described(name, resolution, positions),
         tokenizer=tokenizer,
         text_encoder=CLIPTextModel(CLIPTextConfig(max_position_embeddings=positions, **ids, **text)),
         autoencoder=AutoencoderKL(sample_size=resolution, latent_channels=4, **autoencoder),

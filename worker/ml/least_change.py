@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROWS_AT_ONCE = 5
+"""Rows that are decomposed together, as a multiple of their length."""
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -75,10 +78,13 @@ class LeastChange:
 
 
 def triangle_of(chunks: Iterable[Tensor], width: int) -> Tensor:
-    """T_0 [d, d] of rows that come in chunks [m_i, d], by QR of each chunk below what was found so far."""
-    found = torch.zeros(width, width, dtype=torch.float64)
+    """T_0 [d, d] of rows that come in chunks [m_i, d], by QR of some thousand of them below what was found so far."""
+    waiting = [torch.zeros(width, width, dtype=torch.float64)]
     for chunk in chunks:
-        found = torch.linalg.qr(torch.cat([found, chunk.double().cpu()]), mode="r").R
+        waiting.append(chunk.double().cpu())
+        if sum(map(len, waiting)) > ROWS_AT_ONCE * width:
+            waiting = [torch.linalg.qr(torch.cat(waiting), mode="r").R]
+    found: Tensor = torch.linalg.qr(torch.cat(waiting), mode="r").R
     return found
 
 

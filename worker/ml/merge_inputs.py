@@ -110,9 +110,10 @@ def as_text_edit(model: DiffusionModel, each: MergeInput) -> TextEdit:
     values are all that they change. Raises `MethodUnsupported` and what reading raises.
     """
     reader = reader_of(each.weights)
-    edit, installation = reader.edit(model, each.weights), reader.installation(model, each.weights)
-    if installation is None:
+    edit = reader.edit(model, each.weights)
+    if each.weights.manifest.side == "text":
         return edit
+    installation = reader.installation(model, each.weights) or WeightEdit()
     named = ", ".join(f"<{token.token}>" for token in merged_tokens([each])) or each.id
     check_encoder(installation, named)
     ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}

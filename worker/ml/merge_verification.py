@@ -116,10 +116,10 @@ def caption_norms(
     known = model.derived.get(factor)
     if isinstance(known, CaptionNorms):
         return known.by_site
-    held, out = factor.held.states.float(), factor.held_out.float()
+    held, out = (each.to(model.device, torch.float32) for each in (factor.held.states, factor.held_out))
     norms = {}
     for site in sites:
-        weight = site.weight.float().cpu()
+        weight = site.weight.float()
         norms[site.name] = float((weight @ held.T).norm()), float((weight @ out.T).norm())
     model.derived[factor] = CaptionNorms(norms)
     return norms

@@ -66,13 +66,19 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.denoiser.device
+        device: torch.device = self._first_parameter.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.denoiser.dtype
+        dtype: torch.dtype = self._first_parameter.dtype
         return dtype
+
+    @property
+    def _first_parameter(self) -> Tensor:
+        """All are on one device and of one type; diffusers' own properties look through every module for it."""
+        parameter: Tensor = next(self.denoiser.parameters())
+        return parameter
 
     # ---- pictures
 
