@@ -55,7 +55,9 @@ def compared(page: Page, weights: str) -> str:
     for place, job in enumerate(drawn):
         if [each["id"] for each in job["request"]["weights"] or []] == [weights]:
             seed = job["request"]["seed"]
-            around = [each for each in drawn[max(0, place - 1) : place + 8] if each["request"]["seed"] == seed]
+            around = [
+                each for each in drawn[max(0, place - 1) : place + 8] if each["request"]["seed"] == seed
+            ]
             return "?" + "&".join(f"job={each['id']}" for each in reversed(around))
     return ""
 
