@@ -151,4 +151,5 @@ def _title(
             "Weights that learned these concepts in one training: the yardstick of a merge.",
         )
     named = [each.name for each in taught if f"@{each.token}" in str(request.get("prompt", "")).lower()]
-    return f"{' and '.join(named) or 'Before'} alone", f"Before the merge: {request.get('prompt', '')}"
+    title = " and ".join(named) or "Before"
+    return f"{title} alone" if len(named) == 1 else title, f"Before the merge: {request.get('prompt', '')}"

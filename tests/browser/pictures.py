@@ -50,14 +50,12 @@ def places(page: Page) -> dict[str, str]:
 
 
 def compared(page: Page, weights: str) -> str:
-    """The query that shows the newest pictures of merged weights, and those drawn for comparison just before."""
+    """The query that shows the newest picture of merged weights beside those of their parents drawn with it."""
+    parents = len(page.request.get(f"/api/v1/weights/{weights}").json()["parents"])
     drawn = page.request.get("/api/v1/jobs?kind=generate&limit=100").json()["items"]
     for place, job in enumerate(drawn):
         if [each["id"] for each in job["request"]["weights"] or []] == [weights]:
-            seed = job["request"]["seed"]
-            around = [
-                each for each in drawn[max(0, place - 1) : place + 8] if each["request"]["seed"] == seed
-            ]
+            around = drawn[place : place + parents + 1]
             return "?" + "&".join(f"job={each['id']}" for each in reversed(around))
     return ""
 
