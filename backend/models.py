@@ -166,6 +166,7 @@ class ConceptWeights(Base):
     manifest: Mapped[dict[str, Any]]
     analysis: Mapped[dict[str, Any] | None]
     report: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    sketch: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # what forecasts of merges compare
     parents: Mapped[list[str]] = mapped_column(default=list)
     size_bytes: Mapped[int]
     sha256: Mapped[str]

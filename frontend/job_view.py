@@ -25,13 +25,15 @@ def is_live(job: Job) -> bool:
 
 
 def concepts_of(session: Session, owner: str, job: Job) -> list[Concept]:
-    """The concepts that a training teaches, whose weights are made smaller, or that an evaluation is about; forgotten
-    ones are left out."""
+    """The concepts that a training teaches, whose weights are merged or made smaller, or that an evaluation is about;
+    forgotten ones are left out."""
     named = job.request.get("concepts", [])
     if job.kind == "compress":
         with suppress(NotFound):
             row = weights.get(session, owner, job.request["weights"])
             named = weights.to_schema(session, row).concepts
+    if job.kind == "merge":
+        named = measure_view.concepts_of(session, owner, [each["id"] for each in job.request["weights"]])
     if job.kind == "evaluate":
         named = measure_view.concepts_of(session, owner, job.request["weights"])
     found = []
@@ -48,6 +50,9 @@ def headline(job: Job, taught: Iterable[Concept] = ()) -> str:
     if job.kind == "train":
         names = " and ".join(concept.name for concept in taught) or "a concept"
         return f"{'Taught' if job.state == 'succeeded' else 'Learning'} {names}"
+    if job.kind == "merge":
+        names = " and ".join(concept.name for concept in taught) or "concepts"
+        return f"{'Merged' if job.state == 'succeeded' else 'Merging'} {names}"
     if job.kind == "compress":
         names = " and ".join(concept.name for concept in taught) or "a concept"
         return f"{'Made' if job.state == 'succeeded' else 'Making'} {names} smaller"
@@ -60,8 +65,8 @@ def headline(job: Job, taught: Iterable[Concept] = ()) -> str:
 
 
 def method_title(job: Job) -> str:
-    """The method that a training learns with; empty for other jobs."""
-    return phrases.method(str(job.request.get("method", ""))) if job.kind == "train" else ""
+    """The method that a training learns with, or of a merge; empty for other jobs."""
+    return phrases.method(str(job.request.get("method", ""))) if job.kind in ("train", "merge") else ""
 
 
 def sentence(job: Job) -> str:

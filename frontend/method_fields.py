@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
+from pydantic import BaseModel
 from starlette.datastructures import ImmutableMultiDict
 
 from backend.errors import AppError
-from backend.schemas.methods.card import MethodCard
 from frontend.asking import text
 from frontend.schema_shapes import Shape, parsed, plain, properties
 
@@ -30,6 +30,16 @@ MEANINGS = {"max_grad_norm": "gradients are clipped to this norm"}
 """Of such parameters, where a schema leaves them without a description."""
 
 Given = ImmutableMultiDict[str, Any]
+
+
+class Card(Protocol):
+    """What has parameters: a method, or a merge with its defaults as its only preset."""
+
+    @property
+    def params_type(self) -> type[BaseModel]: ...
+
+    @property
+    def presets(self) -> Mapping[Any, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ def shapes(params_type: Any) -> dict[str, Shape]:
     return properties(params_type.model_json_schema())
 
 
-def fields(card: MethodCard, given: Given) -> tuple[FieldView, ...]:
+def fields(card: Card, given: Given) -> tuple[FieldView, ...]:
     """The fields of the fold, with what was typed into them before."""
     return _fields(shapes(card.params_type), PREFIX, _usual(card), given)
 
@@ -119,7 +129,7 @@ def _options(wanted: Shape, kind: str, typed: list[Any]) -> tuple[Option, ...]:
     return tuple(Option(value, label, value in typed) for value, label in values)
 
 
-def _usual(card: MethodCard) -> dict[str, dict[str, Any]]:
+def _usual(card: Card) -> dict[str, dict[str, Any]]:
     """What every preset makes of the parameters."""
     return {name: card.params_type(**preset).model_dump(mode="json") for name, preset in card.presets.items()}
 
@@ -158,7 +168,7 @@ def _empty(usual: Mapping[str, Any], agreed: bool) -> str:
     return "nothing" if value == "" else plain(value)
 
 
-def wanted(card: MethodCard, preset: str, form: Given) -> dict[str, Any]:
+def wanted(card: Card, preset: str, form: Given) -> dict[str, Any]:
     """The ``params`` of a request: what was filled in and differs from what an empty field means."""
     usual = _usual(card)
     return _wanted(shapes(card.params_type), PREFIX, list(usual.values()), usual.get(preset, {}), form)
@@ -196,7 +206,7 @@ def _one_of(several: Shape) -> Shape:
     return Shape("choice", several.schema, values=several.values)
 
 
-def beside(card: MethodCard, error: AppError) -> dict[str, str]:
+def beside(card: Card, error: AppError) -> dict[str, str]:
     """Sentences of wrong parameters by the name of their field, and ``params`` for what belongs to none."""
     known = set(_keys(shapes(card.params_type), PREFIX))
     said: dict[str, str] = {}

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.methods import CARDS
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 JOB_STATES = {
     "blocked": "waits for another job",
     "queued": "waiting",
@@ -35,6 +37,7 @@ PHASES: dict[str, dict[str, Any]] = {
     },
     "training": {"words": "Training", "begin": 0.25, "end": 1.0},
     "drawing": {"words": "Drawing", "begin": 0.0, "end": 1.0},
+    "merging": {"words": "Merging", "begin": 0.0, "end": 1.0},
     "compressing": {"words": "Making it smaller", "begin": 0.0, "end": 1.0},
     "saving": {"words": "Saving and measuring what has changed"},
 }
@@ -99,8 +102,26 @@ def kind(name: str) -> str:
 
 
 def method(name: str) -> str:
-    """The title of a method: ``Custom Diffusion`` for ``custom-diffusion``; an unknown one by its name."""
-    return CARDS[name].title if name in CARDS else name
+    """The title of a method or merge: ``Custom Diffusion`` for ``custom-diffusion``; an unknown one by its name."""
+    known = CARDS.get(name) or MERGE_CARDS.get(name)
+    return known.title if known else name
+
+
+def version(name: str, merge: str | None = None) -> str:
+    """How weights were made: the title of the method, or of the merge."""
+    if merge is None:
+        return method(name)
+    return f"Merge: {MERGE_CARDS[merge].title.lower() if merge in MERGE_CARDS else merge}"
+
+
+def fine(share: float) -> str:
+    """A share that may be very small: ``2.1 %``, ``0.04 %``, ``3 × 10⁻⁸``."""
+    if share == 0:
+        return "0"
+    if abs(share) >= 5e-5:
+        return f"{100 * share:.1f} %" if abs(share) >= 5e-3 else f"{100 * share:.2f} %"
+    digits, _, power = f"{share:.0e}".partition("e")
+    return f"{digits} × 10{str(int(power)).translate(_RAISED)}"
 
 
 def with_article(noun: str) -> str:
@@ -160,6 +181,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "count": count,
     "with_article": with_article,
     "percent": percent,
+    "fine": fine,
     "state": state,
     "kind": kind,
     "method": method,

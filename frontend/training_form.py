@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from backend.errors import AppError, Invalid
+from backend.errors import AppError, Invalid, NotFound
 from backend.schemas.bases import BaseModelInfo
 from backend.schemas.concepts import Concept
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.problems import FieldError
 from backend.schemas.trainings import TrainingCreate
-from backend.services import bases, consent, method_params
+from backend.services import bases, concepts, consent, method_params
 from frontend import method_choice, method_fields, phrases
 from frontend.asking import beside_fields, text, valid
 from frontend.method_choice import DEFAULT_PRESET, USUAL
 from frontend.method_fields import PREFIX, Given
 
+WITH = "with"
+"""Field and query parameter of the concepts that are taught together with the page's own."""
 
-def view(session: Session, concept: Concept, given: Given, errors: dict[str, str]) -> dict[str, Any]:
+
+def view(
+    session: Session, owner: str, concept: Concept, given: Given, errors: dict[str, str]
+) -> dict[str, Any]:
     """Everything the template of the form needs. ``given`` is the page's query, or the form that came back."""
     known = bases.list_all(session)
     base = _base(known, text(given, "base"))
@@ -31,12 +37,14 @@ def view(session: Session, concept: Concept, given: Given, errors: dict[str, str
     card = CARDS[chosen.name]
     presets = method_choice.presets(session, card, base.id if base else None)
     preset = text(given, "preset")
+    others = _taught_beside(session, owner, concept, given)
     return {
         "method": chosen,
         "methods": choices,
         "bases": known,
         "base": base,
-        "address": lambda **changes: _address(concept.id, base if len(known) > 1 else None, changes),
+        "address": lambda **changes: _address(concept.id, base if len(known) > 1 else None, others, changes),
+        "others": others,
         "presets": presets,
         "chosen": preset if preset in card.presets else DEFAULT_PRESET,
         "fields": method_fields.fields(card, given),
@@ -44,14 +52,24 @@ def view(session: Session, concept: Concept, given: Given, errors: dict[str, str
         "seed": text(given, "seed"),
         "agreed": bool(text(given, "consent")),
         "needs_consent": concept.consent is None and consent.shows_person(concept.kind, concept.class_noun),
-        "missing": chosen.reason or _missing(card, len(concept.photos)),
+        "missing": chosen.reason or _missing(card, len(concept.photos)) or _missing_of(card, others),
     }
+
+
+def _taught_beside(session: Session, owner: str, concept: Concept, given: Given) -> list[Concept]:
+    """The concepts that are to be taught together with this one; what is not the owner's is left out."""
+    found = []
+    for other in dict.fromkeys(each for each in given.getlist(WITH) if isinstance(each, str)):
+        with suppress(NotFound):
+            if other != concept.id:
+                found.append(concepts.to_schema(session, concepts.get(session, owner, other)))
+    return found
 
 
 def wanted(concept_id: str, form: FormData) -> dict[str, Any]:
     """The fields of a ``TrainingCreate``; parameters left empty take the preset's value."""
     method = text(form, "method") or USUAL
-    body: dict[str, Any] = {"concepts": [concept_id], "method": method}
+    body: dict[str, Any] = {"concepts": [concept_id, *form.getlist(WITH)], "method": method}
     for name in ("preset", "base", "seed"):
         if value := text(form, name):
             body[name] = value
@@ -94,9 +112,23 @@ def _base(known: list[BaseModelInfo], wanted: str) -> BaseModelInfo | None:
     return best[0] if best else None
 
 
-def _address(concept_id: str, base: BaseModelInfo | None, changes: dict[str, str]) -> str:
+def _address(
+    concept_id: str, base: BaseModelInfo | None, others: list[Concept], changes: dict[str, str]
+) -> str:
     """The concept's page with another method or base chosen."""
-    return f"/concepts/{concept_id}?{urlencode({**({'base': base.id} if base else {}), **changes})}#train"
+    told = {**({"base": base.id} if base else {}), **changes}
+    query = urlencode([*((WITH, each.id) for each in others), *told.items()])
+    return f"/concepts/{concept_id}?{query}#train"
+
+
+def _missing_of(card: MethodCard, others: list[Concept]) -> str:
+    """The same of the concepts that are taught together with this one."""
+    for each in others:
+        if each.consent is None and consent.shows_person(each.kind, each.class_noun):
+            return f"{each.name} shows a person, and nobody has said yet that they agreed. Say so on its page first."
+        if said := _missing(card, len(each.photos)):
+            return f"{each.name}: {said}"
+    return ""
 
 
 def _missing(card: MethodCard, photos: int) -> str:

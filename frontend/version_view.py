@@ -11,7 +11,7 @@ from backend.schemas.concepts import Concept
 from backend.schemas.weights import WeightsAnalysis
 from backend.services import bases, weights
 from backend.storage import Storage
-from frontend import measure_view, phrases, smaller_form
+from frontend import measure_view, merge_view, phrases, smaller_form
 from frontend.measure_view import EvaluationView
 from frontend.smaller_form import CutView, SmallerForm
 
@@ -43,6 +43,8 @@ class VersionView:
     largest_change: float
     groups: list[tuple[str, float]]
     words: dict[str, float]
+    others: list[Concept]
+    merged: bool
     cut: CutView | None
     smaller: SmallerForm | None
 
@@ -61,6 +63,11 @@ def versions(session: Session, storage: Storage, owner: str, concept: Concept) -
             evaluation=measure_view.newest(session, owner, summary.id, concept.id),
             measuring=live.get(summary.id),
             judged=summary.base in judged,
+            others=[
+                each for each in merge_view.taught_by(session, owner, summary.id) if each.id != concept.id
+            ]
+            if len(summary.concepts) > 1
+            else [],
         )
         for summary in concept.weights
     ]
@@ -74,7 +81,7 @@ def _version(session: Session, storage: Storage, owner: str, weights_id: str) ->
     changes = [site.relative_change for site in changed]
     return VersionView(
         id=shown.id,
-        title=phrases.method(shown.manifest.method),
+        title=phrases.version(shown.manifest.method, shown.manifest.merge),
         base=shown.manifest.base,
         job=shown.job,
         steps=shown.manifest.steps,
@@ -90,6 +97,8 @@ def _version(session: Session, storage: Storage, owner: str, weights_id: str) ->
         largest_change=max(changes, default=0.0),
         groups=sorted(analysis.mean_by_group.items(), key=lambda group: -group[1]) if analysis else [],
         words={word: change for word, change in analysis.token_change.items() if change} if analysis else {},
+        others=[],
+        merged=shown.manifest.merge is not None,
         cut=smaller_form.cut_of(row),
         smaller=smaller_form.form_of(storage, row),
         evaluation=None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.methods import CARDS
 from backend.settings import Settings
 
@@ -37,6 +38,18 @@ def test_every_method_has_its_section_and_its_source(name: str) -> None:
     assert arxiv
     assert arxiv[1] in section[0]
     for field in CARDS[name].params_type.model_fields:
+        assert f"`{field}`" in section[0], f"{field} is not explained"
+
+
+@pytest.mark.parametrize("name", sorted(MERGE_CARDS))
+def test_every_merge_has_its_section_and_its_source(name: str) -> None:
+    text = (ROOT / "docs/methods.md").read_text()
+    section = re.search(rf"^### .*`{re.escape(name)}`.*?(?=^###? |\Z)", text, re.M | re.S)
+    assert section, f"docs/methods.md has no section for {name}"
+    arxiv = re.search(r"arXiv (\d{4}\.\d{5})", MERGE_CARDS[name].source)
+    assert arxiv
+    assert arxiv[1] in section[0]
+    for field in MERGE_CARDS[name].params_type.model_fields:
         assert f"`{field}`" in section[0], f"{field} is not explained"
 
 

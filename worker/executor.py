@@ -38,10 +38,18 @@ _log = logging.getLogger("moongate.executor")
 
 
 class JobFailed(Exception):
-    """A handler's verdict; ``str`` is a sentence for a person."""
+    """A handler's verdict; ``str`` is a sentence for a person, ``report`` what was found out before."""
 
-    def __init__(self, code: str, message: str, *, retryable: bool = False, sticky: bool = False) -> None:
-        self.code, self.retryable, self.sticky = code, retryable, sticky
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        sticky: bool = False,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        self.code, self.retryable, self.sticky, self.report = code, retryable, sticky, report
         super().__init__(message)
 
 
@@ -166,7 +174,7 @@ def _stopped(reporter: Reporter, stopped: JobStopped) -> Stopped:
 def _failed(reporter: Reporter, failed: JobFailed, error: Exception) -> Failed:
     return Failed(
         **reporter.tag, code=failed.code, retryable=failed.retryable, message=str(failed), sticky=failed.sticky,
-        trace="".join(traceback.format_exception(error)),
+        trace="".join(traceback.format_exception(error)), report=failed.report,
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ from worker.bases import keep_description, kept_description
 from worker.drawing import draw_alone, draw_together
 from worker.evaluations import KeptSights, evaluate
 from worker.executor import Ended, JobFailed, JobStopped
-from worker.ml.analysis import weight_change
+from worker.made_weights import made
+from worker.merging import merge_weights
 from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import BaseUnusable, JudgesUnusable, MLError
@@ -138,6 +139,7 @@ class Workshop:
             "train": self._train,
             "generate": self._generate,
             "compress": self._compress,
+            "merge": self._merge,
             "evaluate": self._evaluate,
         }
         self._judges: list[Path] = []
@@ -232,18 +234,8 @@ class Workshop:
         )
         [weights] = train(model, [trainee], run)
         reporter.progress("saving", weights.manifest.steps, weights.manifest.steps)
-        analysis = weight_change(model, weights)
-        file = reporter.staging / "weights.safetensors"
-        fp("result.before_write")
-        weights.save(file)
-        report = {
-            "analysis": analysis.model_dump(mode="json"),
-            "steps": weights.manifest.steps,
-            **run.facts(),
-        }
-        return Succeeded(
-            **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
-        )
+        report = {"steps": weights.manifest.steps, **run.facts()}
+        return made(model, weights, reporter, report)
 
     def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
         check = GenerateSpec.model_validate(job.spec).check
@@ -267,18 +259,15 @@ class Workshop:
         smaller = compress(weights, spec.compression, parent.file.id, PipeRun(job, reporter))
         model = self._models.get(Path(job.base_folder))
         reporter.progress("saving", 1, 1)
-        analysis = weight_change(model, smaller.weights)
-        file = reporter.staging / "weights.safetensors"
-        fp("result.before_write")
-        smaller.weights.save(file)
         report = {
-            "analysis": analysis.model_dump(mode="json"),
             "steps": weights.manifest.steps,
             "compression": smaller.report.model_dump(mode="json"),
         }
-        return Succeeded(
-            **reporter.tag, files={"weights": file.name}, report=report, peak_memory_bytes=device.peak_bytes()
-        )
+        return made(model, smaller.weights, reporter, report)
+
+    def _merge(self, job: RunJob, reporter: Reporter) -> Succeeded:
+        model = self._models.get(Path(job.base_folder))
+        return merge_weights(model, reporter, PipeRun(job, reporter))
 
     def _evaluate(self, job: RunJob, reporter: Reporter) -> Succeeded:
         spec = EvaluateSpec.model_validate(job.spec)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from backend.schemas.compressions import CompressSpec
 from backend.schemas.evaluations import EvaluateSpec
 from backend.schemas.generations import GenerateSpec
+from backend.schemas.merges.requests import MergeSpec
 from backend.schemas.trainings import PinnedFile, TrainSpec
 from backend.storage import Storage
 
@@ -33,6 +34,10 @@ def _of_compression(spec: dict[str, Any]) -> list[PinnedFile]:
     return [weights.file for weights in CompressSpec.model_validate(spec).weights]
 
 
+def _of_merge(spec: dict[str, Any]) -> list[PinnedFile]:
+    return [weights.file for weights in MergeSpec.model_validate(spec).weights]
+
+
 def _of_evaluation(spec: dict[str, Any]) -> list[PinnedFile]:
     pinned = EvaluateSpec.model_validate(spec)
     photos = [photo for concept in pinned.concepts for photo in concept.photos]
@@ -43,12 +48,14 @@ PINNED: dict[str, Callable[[dict[str, Any]], list[PinnedFile]]] = {
     "train": _of_training,
     "generate": _of_generation,
     "compress": _of_compression,
+    "merge": _of_merge,
     "evaluate": _of_evaluation,
 }
 _WORDS = {
     "train": "Photo",
     "generate": "Weights or photo",
     "compress": "Weights",
+    "merge": "Weights",
     "evaluate": "Weights or photo",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
 from backend.errors import InsufficientStorage
@@ -84,14 +86,21 @@ class Outcomes:
         return False
 
     def refuse(
-        self, attempt: Attempt, code: str, message: str, *, retryable: bool = False, trace: str = ""
+        self,
+        attempt: Attempt,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        trace: str = "",
+        report: dict[str, Any] | None = None,
     ) -> None:
         """End the attempt with an error."""
         detail = new_id()
         _log.warning("job_failed", job=attempt.unit.job, code=code, detail_id=detail, trace=trace)
         error = {"code": code, "retryable": retryable, "message": message, "detail_id": detail}
         state = self._commit(
-            lambda session: leases.fail(session, attempt.unit, error, self._settings.max_attempts)
+            lambda session: leases.fail(session, attempt.unit, error, self._settings.max_attempts, report)
         )
         attempt.sweep(checkpoints=state in ("failed", "cancelled"))
 
@@ -120,8 +129,9 @@ class Outcomes:
                     self._died(attempt, note(message.code, "The device failed during this job and others."))
                     return True
                 self.refuse(
-                    attempt, message.code, message.message, retryable=message.retryable, trace=message.trace
-                )
+                    attempt, message.code, message.message, retryable=message.retryable, trace=message.trace,
+                    report=message.report,
+                )  # fmt: skip
             case Stopped(reason="cancelled"):
                 self._commit(lambda session: leases.cancelled(session, attempt.unit))
                 attempt.sweep(checkpoints=True)

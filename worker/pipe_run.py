@@ -22,6 +22,7 @@ PHASES = {
     "preview": "training",
     "images": "drawing",
     "compress": "compressing",
+    "merge": "merging",
 }
 """What a unit of work of the science is called on a page; everything else is training."""
 Asked = Literal["cancel", "finish", "release"]

@@ -19,15 +19,28 @@ from backend.models import Artifact, Job
 from backend.schemas.compressions import CompressSpec
 from backend.schemas.executor import ImageDone, Preview, Succeeded
 from backend.schemas.generations import GenerateSpec
+from backend.schemas.merges.requests import MergeSpec
 from backend.schemas.trainings import TrainSpec
 from backend.services import publishing
 from backend.services.publishing import NewImage, NewWeights
 from backend.storage import Storage, Stored
 from worker.attempt import Attempt
 from worker.recipes import image_recipe
-from worker.verification import OutputInvalid, verified_picture, verified_report, verified_weights
+from worker.verification import (
+    OutputInvalid,
+    verified_merge,
+    verified_picture,
+    verified_report,
+    verified_weights,
+)
 
 Result = TypeVar("Result")
+MADE_BY: dict[str, type[TrainSpec | CompressSpec | MergeSpec]] = {
+    "train": TrainSpec,
+    "compress": CompressSpec,
+    "merge": MergeSpec,
+}
+"""Specs of the kinds of jobs that make weights."""
 
 
 class Commit(Protocol):
@@ -90,13 +103,14 @@ class Publication:
         return published
 
     def _weights(self, attempt: Attempt, done: Succeeded) -> NewWeights:
-        made_by = CompressSpec if attempt.kind == "compress" else TrainSpec
-        spec = made_by.model_validate(attempt.spec)
+        spec = MADE_BY[attempt.kind].model_validate(attempt.spec)
         path = _inside(attempt.staging, done.files["weights"])
         manifest = verified_weights(path, spec)
+        if isinstance(spec, MergeSpec):
+            verified_merge(done.report, spec)
         report = dict(done.report)
-        analysis = report.pop("analysis", None)
-        return NewWeights(manifest, analysis, report, self._storage.adopt(path), spec.concepts)
+        analysis, sketch = report.pop("analysis", None), report.pop("sketch", None)
+        return NewWeights(manifest, analysis, report, self._storage.adopt(path), spec.concepts, sketch)
 
     def _settle(
         self, write: Callable[[Session], bool], stands: Callable[[Session], bool], files: list[Stored]

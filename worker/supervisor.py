@@ -72,7 +72,7 @@ class Trade:
     kinds: dict[str, int]
 
 
-STUDIO = Trade("worker.handlers", {"train": 1, "generate": 1, "compress": 1, "evaluate": 1})
+STUDIO = Trade("worker.handlers", {"train": 1, "generate": 1, "compress": 1, "merge": 1, "evaluate": 1})
 
 
 def executor_threads(settings: Settings) -> int:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from backend.schemas.compressions import CompressSpec
 from backend.schemas.evaluations import EvaluateSpec, EvaluationReport
+from backend.schemas.merges.requests import MergeReport, MergeSpec
 from backend.schemas.trainings import TrainSpec
 from backend.schemas.weights import WeightsManifest
 
@@ -59,9 +60,13 @@ def _finite(content: bytes, dtype: str) -> bool:
     return True
 
 
-def verified_weights(path: Path, spec: TrainSpec | CompressSpec) -> WeightsManifest:
-    """The same, and the manifest is about this training, or these weights made smaller. Raises OutputInvalid."""
+def verified_weights(path: Path, spec: TrainSpec | CompressSpec | MergeSpec) -> WeightsManifest:
+    """The same, and the manifest is about this training, these weights made smaller, or this merge. Raises
+    OutputInvalid.
+    """
     manifest = weights_manifest(path)
+    if isinstance(spec, MergeSpec):
+        return _of_merge(manifest, spec)
     if isinstance(spec, CompressSpec):
         return _of_compression(manifest, spec)
     asked = (
@@ -90,6 +95,28 @@ def _of_compression(manifest: WeightsManifest, spec: CompressSpec) -> WeightsMan
     if asked != (manifest.base, manifest.base_hash, manifest.compression, manifest.parents, tokens):
         raise OutputInvalid("the manifest is about other weights, or another compression")
     return manifest
+
+
+def _of_merge(manifest: WeightsManifest, spec: MergeSpec) -> WeightsManifest:
+    parents = [weights.file.id for weights in spec.weights]
+    asked = (spec.base, spec.base_hash, spec.method, parents, sorted(each.token for each in spec.concepts))
+    tokens = sorted(taught.token for taught in manifest.tokens)
+    if asked != (manifest.base, manifest.base_hash, manifest.merge, manifest.parents, tokens):
+        raise OutputInvalid("the manifest is about another merge")
+    return manifest
+
+
+def verified_merge(report: dict[str, Any], spec: MergeSpec) -> MergeReport:
+    """The report of a merge that has passed its verification, about these weights. Raises OutputInvalid."""
+    try:
+        found = MergeReport.model_validate(report.get("merge"))
+    except ValidationError as error:
+        raise OutputInvalid("the report of the merge cannot be read") from error
+    if (found.merge, [each.id for each in found.inputs]) != (spec.method, [w.file.id for w in spec.weights]):
+        raise OutputInvalid("the report is about another merge")
+    if not found.verified:
+        raise OutputInvalid("the merge has not passed its verification")
+    return found
 
 
 def verified_report(report: dict[str, Any], spec: dict[str, Any]) -> EvaluationReport:

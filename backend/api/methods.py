@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from backend.api.registry import make_router, problems
 from backend.schemas.generations import SCHEDULERS, SchedulerInfo
+from backend.schemas.merges import MERGE_CARDS
+from backend.schemas.merges.card import MergeMethodInfo
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard, MethodInfo
 from backend.schemas.strict import Page
@@ -30,6 +32,25 @@ def describe(card: MethodCard) -> MethodInfo:
 def list_methods() -> Page[MethodInfo]:
     """Methods of learning a concept, each with the JSON schema of its ``params``."""
     return Page(items=[describe(card) for card in CARDS.values()])
+
+
+@router.get("/merge-methods", responses=problems())
+def list_merge_methods() -> Page[MergeMethodInfo]:
+    """Ways to merge weights, each with what it takes, what it makes, and the JSON schema of its ``params``."""
+    return Page(
+        items=[
+            MergeMethodInfo(
+                name=card.name,
+                title=card.title,
+                description=card.description,
+                source=card.source,
+                takes=card.takes,
+                makes=card.makes,
+                params=card.params_type.model_json_schema(),
+            )
+            for card in MERGE_CARDS.values()
+        ]
+    )
 
 
 @router.get("/schedulers", responses=problems())

@@ -123,6 +123,8 @@ class ConceptWeightsSummary(Strict):
     method: str
     base: str
     job: Id | None = Field(description="null when they were imported")
+    concepts: list[Id] = Field(description="every concept that they teach")
+    merge: str | None = Field(description="the merge that made them; null when they were trained")
     size_bytes: int
     created_at: datetime
 

@@ -152,6 +152,9 @@ class Failed(Unit):
     message: str
     sticky: bool = Field(default=False, description="the device is spoilt: this child must be replaced")
     trace: str = Field(default="", description="for the log only")
+    report: dict[str, Any] | None = Field(
+        default=None, description="what was found out before it failed; kept with the job"
+    )
 
 
 class Stopped(Unit):

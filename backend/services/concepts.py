@@ -112,7 +112,7 @@ def to_schema(session: Session, row: Concept) -> schemas.Concept:
 
 
 def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concept]:
-    """Several concepts with their photos and weights, in two queries, and a third where some have no photos."""
+    """Several concepts with their photos and weights, in three queries, and a fourth where some have no photos."""
     ids = [row.id for row in rows]
     shown: dict[str, list[Photo]] = {concept_id: [] for concept_id in ids}
     for photo in session.scalars(select(Photo).where(Photo.concept_id.in_(ids)).order_by(Photo.id)):
@@ -124,13 +124,20 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
         .where(WeightsConcept.concept_id.in_(ids), ConceptWeights.deleted_at.is_(None))
         .order_by(ConceptWeights.id.desc())
     )
-    for concept_id, weights in session.execute(query):
+    versions = session.execute(query).all()
+    beside: dict[str, list[str]] = {weights.id: [] for _, weights in versions}
+    links = select(WeightsConcept.weights_id, WeightsConcept.concept_id).order_by(WeightsConcept.token)
+    for weights_id, concept_id in session.execute(links.where(WeightsConcept.weights_id.in_(beside))):
+        beside[weights_id].append(concept_id)
+    for concept_id, weights in versions:
         taught[concept_id].append(
             ConceptWeightsSummary(
                 id=weights.id,
                 method=weights.method,
                 base=weights.base,
                 job=weights.job_id,
+                concepts=beside[weights.id],
+                merge=weights.manifest.get("merge"),
                 size_bytes=weights.size_bytes,
                 created_at=weights.created_at,
             )

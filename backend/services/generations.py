@@ -21,13 +21,11 @@ from backend.schemas.generations import (
     WeightsChoice,
 )
 from backend.schemas.trainings import PinnedFile
-from backend.services import bases, jobs, owned, presence, prompts, region_texts, regions
+from backend.services import bases, jobs, mixing, owned, presence, prompts, region_texts, regions
 from backend.services.prompts import Placeholder
 from backend.services.regions import Area, Resolved
 
 QUEUE = "gen_any"
-COMPOSES_FREELY = frozenset({"textual-inversion", "perfusion"})
-"""Methods whose weights stand beside one another in one prompt without a merge."""
 GATED = frozenset({"perfusion"})
 """Methods whose gate may be another one from picture to picture."""
 
@@ -200,8 +198,7 @@ def _teachers(
         ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
         rows = [owned.get(session, ConceptWeights, owner_id, weights_id) for weights_id in ids]
         asked = [(row, WeightsChoice(id=row.id)) for row in rows]
-    methods = [*(row.method for row, _ in asked), *(job.spec["method"] for job in needed)]
-    _require_one_edit(methods, f"{pointer}/prompt")
+    mixing.require_one_edit([row for row, _ in asked], needed, f"{pointer}/prompt")
     return known, asked, needed
 
 
@@ -288,16 +285,6 @@ def _taught(session: Session, rows: list[ConceptWeights]) -> dict[str, Placehold
         .where(ConceptWeights.id.in_([row.id for row in rows]), Concept.deleted_at.is_(None))
     )
     return {name: prompts.placeholder(weights, taught) for name, taught, weights in session.execute(query)}
-
-
-def _require_one_edit(methods: list[str], pointer: str) -> None:
-    if len(methods) > 1 and any(method not in COMPOSES_FREELY for method in methods):
-        raise Invalid.at(
-            pointer,
-            "These concepts were learned separately, and such weights must be merged before they share a prompt. "
-            "Give each a box of its own, train them together, or use one at a time.",
-            code="needs-merge",
-        )
 
 
 def _size(body: GenerationCreate, base: BaseModelInfo) -> tuple[int, int]:

@@ -314,7 +314,9 @@ def page(
 
 def about(session: Session, job: Job) -> str:
     """What somebody calls a job that another waits for: ``training of Stark``."""
-    ids = [concept["id"] for concept in job.spec.get("concepts", ())] if job.kind == "train" else []
+    ids = (
+        [concept["id"] for concept in job.spec.get("concepts", ())] if job.kind in ("train", "merge") else []
+    )
     names = session.scalars(select(Concept.name).where(Concept.id.in_(ids)).order_by(Concept.id)).all()
     noun = {"train": "training", "generate": "pictures", "merge": "merge"}.get(job.kind, "job")
     return f"{noun} of {' and '.join(names)}" if names else noun

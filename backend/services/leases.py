@@ -248,11 +248,17 @@ def release(session: Session, unit: Unit, cause: Event) -> str | None:
     return "queued"
 
 
-def fail(session: Session, unit: Unit, error: dict[str, Any], max_attempts: int) -> str | None:
+def fail(
+    session: Session,
+    unit: Unit,
+    error: dict[str, Any],
+    max_attempts: int,
+    report: dict[str, Any] | None = None,
+) -> str | None:
     """T6 or T7: a retryable error goes back to the queue with backoff, until ``max_attempts``; any other ends the job.
 
-    ``error`` holds ``code, retryable, message`` and a ``detail_id`` that the log knows. Returns the new state, None
-    for a stale fence.
+    ``error`` holds ``code, retryable, message`` and a ``detail_id`` that the log knows; a job that ends keeps the
+    ``report`` in its result. Returns the new state, None for a stale fence.
     """
     held = _held(session, unit)
     if held is None:
@@ -269,7 +275,10 @@ def fail(session: Session, unit: Unit, error: dict[str, Any], max_attempts: int)
         )  # fmt: skip
         jobs.queue_hint(session, held.id, held.owner_id, held.queue, delay)
         return "queued"
-    jobs.transition(session, unit.job, "failed", expected=("running",), events=told, error=error)
+    result = {"report": report} if report is not None else None
+    jobs.transition(
+        session, unit.job, "failed", expected=("running",), events=told, error=error, result=result
+    )
     return "failed"
 
 

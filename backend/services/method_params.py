@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from backend.errors import Invalid
 from backend.schemas.methods.card import MethodCard
@@ -46,8 +46,13 @@ def checked(card: MethodCard, preset: str, params: Mapping[str, Any], concepts: 
         field = card.params_type.model_fields["steps"]
         most = next(limit.le for limit in field.metadata if hasattr(limit, "le"))
         offered["steps"] = min(concepts * int(offered.get("steps", field.default)), most)
+    return of_type(card.params_type, {**offered, **params})
+
+
+def of_type(params_type: type[BaseModel], params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of the type, defaults included. Invalid likewise."""
     try:
-        found = card.params_type.model_validate({**offered, **params}, strict=True)
+        found = params_type.model_validate(dict(params), strict=True)
     except ValidationError as error:
         wrong = [
             FieldError(pointer=_pointer(item["loc"]), detail=_sentence(item))

@@ -48,13 +48,16 @@ class NewImage:
 
 @dataclass(frozen=True)
 class NewWeights:
-    """Verified weights in storage. ``concepts`` are what they teach."""
+    """Verified weights in storage. ``concepts`` are what they teach; ``sketch`` is what forecasts of merges compare,
+    empty where there is nothing to compare.
+    """
 
     manifest: WeightsManifest
     analysis: dict[str, Any] | None
     report: dict[str, Any]
     file: Stored
     concepts: list[PinnedConcept]
+    sketch: dict[str, Any] | None = None
 
 
 def image_indices(session: Session, job_id: str) -> list[int]:
@@ -160,8 +163,8 @@ def _insert_weights(session: Session, unit: Unit, job: Job, weights_id: str, new
         ConceptWeights(
             id=weights_id, owner_id=job.owner_id, job_id=job.id, method=manifest.method, side=manifest.side,
             base=manifest.base, base_hash=manifest.base_hash, manifest=manifest.model_dump(mode="json"),
-            analysis=new.analysis, report=new.report, parents=manifest.parents, size_bytes=new.file.size_bytes,
-            sha256=new.file.sha256, storage_key=new.file.key,
+            analysis=new.analysis, report=new.report, sketch=new.sketch, parents=manifest.parents,
+            size_bytes=new.file.size_bytes, sha256=new.file.sha256, storage_key=new.file.key,
         )
     )  # fmt: skip
     session.flush()

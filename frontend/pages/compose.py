@@ -187,10 +187,11 @@ def _results(session: Session, owner: str, first: str) -> list[Result]:
         with suppress(NotFound):
             rows = [jobs.get(session, owner, first), *rows]
     rows.sort(key=lambda row: row.id != first)
-    return [_result(session, owner, jobs.to_schema(session, row)) for row in rows]
+    return [result_of(session, owner, jobs.to_schema(session, row)) for row in rows]
 
 
-def _result(session: Session, owner: str, job: Job) -> Result:
+def result_of(session: Session, owner: str, job: Job) -> Result:
+    """A generation with its pictures, and places for those to come."""
     drawn, _ = images.page(session, owner, job=job.id, limit=64)
     by_index = {image.index: image for image in images.to_schemas(session, drawn)}
     live = job_view.is_live(job)

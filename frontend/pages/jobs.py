@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,14 +10,17 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from backend.errors import NotFound
 from backend.schemas.evaluations import EvaluationReport
 from backend.schemas.jobs import Job
+from backend.schemas.merges.requests import MergeReport
 from backend.schemas.methods import CARDS
-from backend.services import images, jobs
-from frontend import job_view, measure_view, phrases
+from backend.services import images, jobs, weights
+from frontend import job_view, measure_view, merge_view, phrases, side_by_side
 from frontend.asking import ItemId, Owner, Studied
 from frontend.job_view import History
 from frontend.measure_view import MeasureView
+from frontend.merge_view import ReportView
 from frontend.rendering import PageRoute, render, see
 
 router = APIRouter(route_class=PageRoute)
@@ -41,6 +45,10 @@ def _view(session: Session, owner: str, job: Job) -> dict[str, Any]:
         "job": job,
         "live": job_view.is_live(job),
         "concept": taught[0] if taught else None,
+        "concepts": taught,
+        "prompt": f"{side_by_side.prompt_of(taught)} " if taught else "",
+        "made": str((job.result or {}).get("weights", "")),
+        "report": _merge(session, owner, job, [one.name for one in taught]),
         "headline": job_view.headline(job, taught),
         "method": job_view.method_title(job),
         "stepless": _stepless(job),
@@ -85,7 +93,11 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("Method", phrases.method(str(value))))
         elif name == "concepts":
             rows.append(("Concepts", ", ".join(f"@{one['token']} {one['class_noun']}" for one in value)))
-            rows.append(("Photos", str(sum(len(one["photos"]) for one in value))))
+            photos = sum(len(one["photos"]) for one in value)
+            rows += [("Photos", str(photos))] if photos else []
+        elif name == "renames":
+            changed = [f"@{old} as @{new}" for each in value.values() for old, new in each.items()]
+            rows += [("Renamed", ", ".join(changed))] if changed else []
         elif name == "judges":
             rows.append(("Judges", str(value["name"])))
         elif name == "weights":
@@ -129,6 +141,17 @@ def _judged(job: Job, names: dict[str, str]) -> list[tuple[str, list[MeasureView
     if job.kind != "evaluate" or job.state != "succeeded" or not job.result:
         return []
     return measure_view.of_report(EvaluationReport.model_validate(job.result["report"]), names)
+
+
+def _merge(session: Session, owner: str, job: Job, names: list[str]) -> ReportView | None:
+    """What a merge says of itself, whether it passed its verification or not."""
+    if job.kind != "merge" or not job.result:
+        return None
+    told = (job.result.get("report") or {}).get("merge")
+    if made := job.result.get("weights"):
+        with suppress(NotFound):
+            told = weights.get(session, owner, made).report.get("merge")
+    return merge_view.of_report(MergeReport.model_validate(told), names) if told else None
 
 
 def _machine(job: Job) -> list[tuple[str, str, str]]:

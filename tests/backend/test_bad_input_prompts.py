@@ -129,9 +129,7 @@ def test_reasons_a_token_cannot_be_used(client: TestClient, api: Api, workshop: 
         return str(answer.json()["code"])
 
     assert code(prompt="@fresh") == "untrained-token"
-    assert code(prompt="@stark and @other") == "needs-merge"
     assert code(prompt="@stark", weights=[{"id": other}]) == "token-not-taught"
-    assert code(prompt="@stark", weights=[{"id": first}, {"id": other}]) == "needs-merge"
     assert code(prompt="@stark", weights=[{"id": first}, {"id": first}]) == "invalid"
 
 

@@ -14,11 +14,11 @@ from backend.api import ROUTERS
 from backend.api.dependencies import owner_of
 
 OPERATIONS = {
-    "list_bases", "list_methods", "list_schedulers",
+    "list_bases", "list_methods", "list_merge_methods", "list_schedulers",
     "list_samples", "create_sample_concept", "get_sample_photo",
     "create_concept", "list_concepts", "get_concept", "update_concept", "delete_concept",
     "check_photos", "add_photos", "list_photos", "get_photo_file", "edit_photo", "delete_photo",
-    "start_compression", "start_training", "check_prompt", "start_generation",
+    "start_compression", "start_merge", "forecast_merge", "start_training", "check_prompt", "start_generation",
     "list_jobs", "get_job", "cancel_job", "finish_job", "retry_job", "get_preview",
     "stream_job_events", "stream_events",
     "list_weights", "get_weights", "get_weights_analysis", "get_weights_file",

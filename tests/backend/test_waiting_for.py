@@ -125,9 +125,9 @@ def test_which_training_is_meant(client: TestClient, api: Api, workshop: Worksho
     assert both["waits_for"][0]["what"] == "training of One and Two"
     assert newest["id"] != joint["id"]
     apart = api.concept("Apart", photos=3)
-    api.train(apart["id"])
-    answer = client.post("/api/v1/generations", json={"prompt": "@one beside @apart"})
-    assert (answer.status_code, answer.json()["code"]) == (422, "needs-merge")
+    separately = api.train(apart["id"])
+    mixed = api.generate("@one beside @apart")
+    assert {each["job"] for each in mixed["waits_for"]} == {joint["id"], separately["id"]}
     fresh = client.post("/api/v1/generations", json={"prompt": f"@{api.concept('Fresh')['token']}"})
     assert fresh.json()["code"] == "untrained-token"
 

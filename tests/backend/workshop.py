@@ -17,6 +17,7 @@ from backend.schemas.compressions import CompressionReport, CompressSpec, SiteCo
 from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationReport, Measure
 from backend.schemas.executor import Unit
 from backend.schemas.generations import GenerateSpec
+from backend.schemas.merges.requests import MergeReport, MergeSpec
 from backend.schemas.trainings import PinnedConcept
 from backend.schemas.weights import TaughtToken, WeightsManifest
 from backend.services import leases, publishing, workers
@@ -58,6 +59,19 @@ def base(name: str = "toy", **changes: Any) -> BaseDescription:
     return BaseDescription(**{**fields, **changes})
 
 
+def merge_report(spec: MergeSpec, **changes: Any) -> MergeReport:
+    """What a merge that went well says of itself."""
+    site = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    told: dict[str, Any] = {
+        "merge": spec.method, "verified": True, "residual": 3e-8, "residual_of_change": 4e-7, "drift": 0.021,
+        "drift_predicted": 0.021, "drift_held_out": 0.024, "inconsistency": 0.0, "rank": 6, "constraint_rows": 6,
+        "condition": 812.0, "captions": 1000, "stationarity": 1e-9, "seconds": 0.42,
+        "inputs": [{"id": w.file.id, "scale": w.scale, "tokens": w.tokens} for w in spec.weights],
+        "sites": [{"site": site, "change": 0.5, "residual": 3e-8, "drift": 0.021, "drift_predicted": 0.021}],
+    }  # fmt: skip
+    return MergeReport.model_validate(told | changes)
+
+
 @dataclass
 class Workshop:
     """One supervisor that the test steers by hand."""
@@ -79,14 +93,14 @@ class Workshop:
                 session,
                 self.worker_id,
                 queues=("gen_any", "train_any", "cpu"),
-                kinds={"train": 1, "generate": 1, "compress": 1, "evaluate": 1},
+                kinds={"train": 1, "generate": 1, "compress": 1, "merge": 1, "evaluate": 1},
                 base_hashes=["ab" * 32],
             )
         assert job is not None
         return job
 
-    def train(self) -> str:
-        """Claim a training and publish its weights; their id."""
+    def train(self, **manifest_changes: Any) -> str:
+        """Claim a training and publish its weights; their id. ``manifest_changes`` are other fields of the manifest."""
         job = self.claim()
         unit = Unit(job=job.id, fence=job.fence)
         pinned = [PinnedConcept.model_validate(each) for each in job.spec["concepts"]]
@@ -94,7 +108,7 @@ class Workshop:
             method=job.spec["method"], side="text", base=job.base, base_family="toyworld", base_hash=job.base_hash,
             prediction_type="epsilon", params=job.spec["params"], seed=job.spec["seed"], steps=3, code_version="test",
             tokens=[TaughtToken(token=each.token, class_noun=each.class_noun, kind=each.kind) for each in pinned],
-        )  # fmt: skip
+        ).model_copy(update=manifest_changes)  # fmt: skip
         preview = self.studio.storage.put(encoded(scene(1), "WEBP"))
         weights = self.studio.storage.put(b"not really safetensors")
         with self.studio.writing() as session:
@@ -104,6 +118,23 @@ class Workshop:
             assert publishing.succeed(
                 session, unit, result={"report": {}}, metrics={"run_s": 2.0}, weights=new
             )
+        return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
+
+    def merge(self, **report: Any) -> str:
+        """Claim a merge and publish its weights with a report that was verified; their id."""
+        job = self.claim()
+        unit, spec = Unit(job=job.id, fence=job.fence), MergeSpec.model_validate(job.spec)
+        manifest = WeightsManifest(
+            method="custom-diffusion", side="text", base=job.base, base_family="toyworld", base_hash=job.base_hash,
+            prediction_type="epsilon", params={}, seed=0, steps=0, code_version="test", merge=spec.method,
+            parents=[each.file.id for each in spec.weights],
+            tokens=[TaughtToken(token=e.token, class_noun=e.class_noun, kind=e.kind) for e in spec.concepts],
+        )  # fmt: skip
+        told = {"merge": merge_report(spec, **report).model_dump(mode="json")}
+        file = self.studio.storage.put(b"merged, and not really safetensors")
+        with self.studio.writing() as session:
+            new = NewWeights(manifest, None, told, file, spec.concepts, sketch={"made": "up"})
+            assert publishing.succeed(session, unit, result={}, metrics={"run_s": 0.5}, weights=new)
         return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
 
     def compress(self) -> str:

@@ -39,9 +39,25 @@ def places(page: Page) -> dict[str, str]:
         fixed["training-done"] = f"/jobs/{taught[0]['id']}"
     if live:
         fixed["training"] = f"/jobs/{live[0]['id']}"
-    if not page.request.get("/api/v1/concepts").json()["items"]:
+    known = page.request.get("/api/v1/concepts").json()["items"]
+    if merged := [each for concept in known for each in concept["weights"] if each["merge"]]:
+        chosen = "&".join(f"c={concept}" for concept in merged[0]["concepts"])
+        fixed["merge"] = f"/merge?{chosen}"
+        fixed["merged"] = f"/merge/{merged[0]['id']}{compared(page, merged[0]['id'])}"
+    if not known:
         return {"start": "/"}
     return fixed
+
+
+def compared(page: Page, weights: str) -> str:
+    """The query that shows the newest picture of merged weights beside those of their parents drawn with it."""
+    parents = len(page.request.get(f"/api/v1/weights/{weights}").json()["parents"])
+    drawn = page.request.get("/api/v1/jobs?kind=generate&limit=100").json()["items"]
+    for place, job in enumerate(drawn):
+        if [each["id"] for each in job["request"]["weights"] or []] == [weights]:
+            around = drawn[place : place + parents + 1]
+            return "?" + "&".join(f"job={each['id']}" for each in reversed(around))
+    return ""
 
 
 def take(page: Page, file: Path) -> None:

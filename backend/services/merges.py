@@ -1,0 +1,100 @@
+"""Merges: weights and how to merge them become a pinned spec and a job, or a forecast of it, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import Conflict, Invalid
+from backend.models import ConceptWeights, Job
+from backend.schemas.merges import MERGE_CARDS
+from backend.schemas.merges.card import MergeCard
+from backend.schemas.merges.requests import MergeCreate, MergeForecast, MergeSpec
+from backend.schemas.problems import FieldError
+from backend.services import generations, jobs, merge_forecast, merge_inputs, method_params, weights
+from backend.services.merge_inputs import Input
+
+QUEUE = "cpu"
+
+
+def start(session: Session, owner_id: str, body: MergeCreate, max_queued_jobs: int = 200) -> Job:
+    """Pin everything the result depends on and enqueue it. NotFound for foreign weights, Invalid otherwise."""
+    spec = pin(session, owner_id, body)
+    return jobs.enqueue(
+        session,
+        owner_id=owner_id,
+        kind="merge",
+        queue=QUEUE,
+        request=body.model_dump(mode="json"),
+        spec=spec,
+        base=spec.base,
+        base_hash=spec.base_hash,
+        max_queued_jobs=max_queued_jobs,
+    )
+
+
+def pin(session: Session, owner_id: str, body: MergeCreate) -> MergeSpec:
+    """The spec of a request."""
+    inputs = merge_inputs.gather(session, owner_id, body.weights)
+    card = _card(body.method)
+    merge_inputs.require_taken(card, inputs)
+    params = method_params.of_type(card.params_type, body.params)
+    concepts, renames = merge_inputs.result_tokens(inputs)
+    return MergeSpec(
+        weights=[generations.pinned(session, each.row, each.scale) for each in inputs],
+        concepts=concepts,
+        renames=renames,
+        method=card.name,
+        params=params,
+        base=inputs[0].row.base,
+        base_hash=inputs[0].row.base_hash,
+    )
+
+
+def forecast(session: Session, owner_id: str, body: MergeCreate) -> MergeForecast:
+    """What the merge would be like, from the sketches of the weights. What `pin` raises, and Conflict ``no-sketch``
+    where weights have none.
+    """
+    pin(session, owner_id, body)
+    inputs = merge_inputs.gather(session, owner_id, body.weights)
+    ids = [each.row.id for each in inputs]
+    query = select(ConceptWeights.id, ConceptWeights.sketch).where(ConceptWeights.id.in_(ids))
+    known: dict[str, dict[str, Any] | None] = {row.id: row.sketch for row in session.execute(query)}
+    lacking = [
+        FieldError(pointer=f"/weights/{place}", detail=_lacking(each, known[each.row.id]))
+        for place, each in enumerate(inputs)
+        if not known[each.row.id]
+    ]
+    if lacking:
+        raise Conflict(lacking[0].detail, code="no-sketch", errors=lacking)
+    sketches = [known[weights_id] or {} for weights_id in ids]
+    return merge_forecast.forecast(sketches, ids, [each.scale for each in inputs])
+
+
+def jointly_trained(session: Session, owner_id: str, concepts: Sequence[str], base: str) -> str | None:
+    """The newest weights that were trained on exactly these concepts together; None without any."""
+    wanted = set(concepts)
+    rows, _ = weights.page(session, owner_id, limit=200, concept=next(iter(concepts), ""))
+    for shown in weights.to_schemas(session, rows):
+        if set(shown.concepts) == wanted and shown.manifest.merge is None and shown.manifest.base == base:
+            return str(shown.id)
+    return None
+
+
+def _card(name: str) -> MergeCard:
+    card = MERGE_CARDS.get(name)
+    if card is None:
+        raise Invalid.at("/method", "There is no such merge.", code="unknown-method")
+    return card
+
+
+def _lacking(each: Input, sketch: object) -> str:
+    """Why there is no forecast with these weights."""
+    if sketch is not None:
+        return f"{each.names} has nothing that a forecast could compare."
+    if each.row.job_id is None:
+        return f"{each.names} was imported, and imported weights have nothing to forecast from."
+    return f"{each.names} was made by an earlier version, without what a forecast compares. Train it again for one."

@@ -1,0 +1,61 @@
+"""Concepts of different weights in one prompt: which compose freely, which the worker merges on the fly, which not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backend.errors import Invalid
+from backend.models import ConceptWeights, Job
+from backend.schemas.methods import CARDS
+from backend.schemas.weights import WeightsManifest
+
+COMPOSES_FREELY = frozenset({"textual-inversion", "perfusion"})
+"""Methods whose weights stand beside one another in one prompt without a merge."""
+
+
+def require_one_edit(rows: Sequence[ConceptWeights], needed: Sequence[Job], pointer: str = "/prompt") -> None:
+    """Invalid ``needs-merge`` unless the weights, and those that the trainings will make, can share a prompt: all
+    compose freely, or all are text side with one vector set a word, which the worker merges in closed form. Words of
+    one name cannot share a prompt at all.
+    """
+    _require_different_words(rows, pointer)
+    methods = [*(row.method for row in rows), *(str(job.spec["method"]) for job in needed)]
+    if len(methods) < 2 or COMPOSES_FREELY.issuperset(methods):
+        return
+    if any(row.side != "text" for row in rows) or any(_will_be_weight_side(job) for job in needed):
+        raise Invalid.at(
+            pointer,
+            "One of these concepts changes weights of the model itself, so it cannot share a prompt with others as it "
+            "is. Train them together, merge them, or give each a region of the picture.",
+            code="needs-merge",
+        )
+    if any(has_layered_words(row) for row in rows) or any(
+        job.spec["params"].get("per_layer") for job in needed
+    ):
+        raise Invalid.at(
+            pointer,
+            "One of these concepts has a word for every layer (P+), which cannot be merged with changes of the model. "
+            "Train them together, or give each a region of the picture.",
+            code="needs-merge",
+        )
+
+
+def _require_different_words(rows: Sequence[ConceptWeights], pointer: str) -> None:
+    words = [taught.token for row in rows for taught in WeightsManifest.model_validate(row.manifest).tokens]
+    if len(set(words)) < len(words):
+        raise Invalid.at(
+            pointer,
+            "Two of these files teach the same word, so a prompt cannot tell them apart. Merge them, which gives each "
+            "a word of its own, or train one again.",
+            code="needs-merge",
+        )
+
+
+def _will_be_weight_side(job: Job) -> bool:
+    card = CARDS.get(str(job.spec["method"]))
+    return card is None or card.side(card.params_type.model_validate(job.spec["params"])) != "text"
+
+
+def has_layered_words(row: ConceptWeights) -> bool:
+    """Whether a word of the weights has vectors of its own for every layer."""
+    return any(taught.layers for taught in WeightsManifest.model_validate(row.manifest).tokens)

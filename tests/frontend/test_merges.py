@@ -1,0 +1,261 @@
+"""Concepts are brought together by a form: forecast, report, parents, and the same seeds side by side."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from backend.models import LOCAL_OWNER
+from backend.schemas.concepts import Concept
+from backend.schemas.executor import Unit
+from backend.schemas.merges.requests import MergeForecast, MergeSpec, PairForecast, SiteForecast
+from backend.services import leases
+from backend.studio import Studio
+from frontend import merge_view, phrases, side_by_side
+from tests.backend.workshop import Workshop, merge_report
+from tests.frontend.conftest import Api
+from tests.frontend.markup import read
+
+NOBODY = "019a0000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def two(api: Api, workshop: Workshop) -> list[dict[str, Any]]:
+    """Two concepts with weights; each carries its weights' id."""
+    found = [api.taught(workshop), api.taught(workshop, "Mia")]
+    return [{**concept, "taught": weights} for concept, weights in found]
+
+
+def chosen(two: list[dict[str, Any]], **more: str) -> dict[str, Any]:
+    return {"c": [each["id"] for each in two], **more}
+
+
+def merge(client: TestClient, two: list[dict[str, Any]], **more: str) -> str:
+    """Address of the job's page."""
+    answer = client.post("/merge", data=chosen(two, **more), follow_redirects=False)
+    assert answer.status_code == 303, answer.text
+    return str(answer.headers["location"])
+
+
+def test_an_empty_studio_says_what_a_merge_needs(client: TestClient, api: Api, workshop: Workshop) -> None:
+    assert "there is none yet" in read(client.get("/merge").text).words
+    assert "/merge" not in read(client.get("/concepts").text).addresses
+    api.taught(workshop)
+    assert "there is one yet" in read(client.get("/merge").text).words
+
+
+def test_the_form_grows_with_the_choice(client: TestClient, two: list[dict[str, Any]]) -> None:
+    page = read(client.get("/merge").text)
+    assert "Choose two or more" in page.words
+    assert page.addresses.count("/merge") >= 2
+    one = read(client.get("/merge", params={"c": two[0]["id"]}).text)
+    assert "Stark and" in one.words
+    both = read(client.get("/merge", params=chosen(two)).text)
+    assert "earlier version" in both.words  # the steered worker sketches nothing
+    assert f"/concepts/{two[0]['id']}?with={two[1]['id']}#train" in both.addresses
+    assert {"param.captions", "param.start_token", "param.padding"} <= {
+        one.get("name") for one in both.fields
+    }
+    assert "/merge" in read(client.get("/concepts").text).addresses
+
+
+def test_a_merge_by_form(client: TestClient, workshop: Workshop, two: list[dict[str, Any]]) -> None:
+    stark, mia = two
+    job = merge(client, two, **{f"s.{mia['id']}": "0,5", "param.captions": "300", "method": "closed-form"})
+    spec = workshop.job(job.rpartition("/")[2]).spec
+    assert {each["file"]["id"]: each["scale"] for each in spec["weights"]} == {
+        stark["taught"]: 1.0,
+        mia["taught"]: 0.5,
+    }
+    assert spec["params"]["captions"] == 300
+    assert "Merging Stark and Mia" in read(client.get(job).text).words
+    made = workshop.merge()
+    page = read(client.get(job).text)
+    assert "Merged Stark and Mia" in page.words
+    assert "keep what they learned to within 3 × 10⁻⁸; other text moves by 2.1 %" in page.words
+    assert f"/merge/{made}" in page.addresses
+    assert page.inline == []
+    for concept, other in ((stark, mia), (mia, stark)):
+        page = read(client.get(f"/concepts/{concept['id']}").text)
+        assert "Merge: closed form newest" in page.words
+        assert "Merged with" in page.words
+        assert {f"/merge/{made}", f"/concepts/{other['id']}"} <= set(page.addresses)
+
+
+def test_an_older_version_is_chosen(
+    client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]
+) -> None:
+    stark, mia = two
+    api.train(stark["id"])
+    newer = workshop.train()
+    usual = workshop.job(merge(client, two).rpartition("/")[2]).spec
+    assert newer in {each["file"]["id"] for each in usual["weights"]}
+    made = workshop.merge()
+    older = workshop.job(merge(client, two, **{f"v.{stark['id']}": stark["taught"]}).rpartition("/")[2]).spec
+    assert {each["file"]["id"] for each in older["weights"]} == {stark["taught"], mia["taught"]}
+    options = read(client.get("/merge", params=chosen(two)).text).words
+    assert "Merge: closed form, with Mia" in options
+    both = {f"v.{each['id']}": made for each in two}
+    assert "share one version" in read(client.post("/merge", data=chosen(two, **both)).text).words
+
+
+@pytest.mark.parametrize(
+    ("sent", "sentence"),
+    [
+        ({"param.captions": "5"}, "Must be at least 10."),
+        ({"param.ridge": "a little"}, "Must be a number."),
+        ({"s": "3"}, "Give at most 2."),
+        ({"s": "much"}, "Give a number."),
+        ({"method": "average"}, "There is no such merge."),
+    ],
+)
+def test_what_is_wrong_stands_in_the_form(
+    client: TestClient, two: list[dict[str, Any]], sent: dict[str, str], sentence: str
+) -> None:
+    scale = {f"s.{two[0]['id']}": sent["s"]} if "s" in sent else {}
+    before = len(client.get("/api/v1/jobs").json()["items"])
+    answer = client.post("/merge", data=chosen(two, **{**sent, **scale}))
+    assert answer.status_code == 422
+    assert sentence in read(answer.text).words
+    assert len(client.get("/api/v1/jobs").json()["items"]) == before
+
+
+def test_too_few_are_told(client: TestClient, two: list[dict[str, Any]]) -> None:
+    answer = client.post("/merge", data={"c": [two[0]["id"]]})
+    assert (answer.status_code, "Choose at least two" in read(answer.text).words) == (422, True)
+    assert client.get("/merge", params={"c": ["x", NOBODY]}).status_code == 200
+
+
+def test_a_merge_that_failed_shows_its_report(
+    client: TestClient, workshop: Workshop, studio: Studio, two: list[dict[str, Any]]
+) -> None:
+    job = merge(client, two)
+    row = workshop.claim()
+    told = merge_report(
+        MergeSpec.model_validate(row.spec), verified=False, failures=["The words are off by 2 %."]
+    )
+    error = {"code": "merge_unverified", "retryable": False, "message": "It was not kept.", "detail_id": "x"}
+    with studio.writing() as session:
+        report = {"merge": told.model_dump(mode="json")}
+        leases.fail(session, Unit(job=row.id, fence=row.fence), error, 3, report)
+    words = read(client.get(job).text).words
+    assert "Not verified" in words
+    assert "The words are off by 2 %." in words
+    assert "Use it in a prompt" not in words
+
+
+def test_side_by_side(client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]) -> None:
+    merge(client, two)
+    made = workshop.merge()
+    page = client.get(f"/merge/{made}")
+    assert "a photo of" in page.text
+    assert "no version that learned them together" in read(page.text).words
+    api.train(*(each["id"] for each in two))
+    together = workshop.train()
+    sent = {"prompt": "@stark and @mia in the snow", "seed": "7", "num_images": "2"}
+    answer = client.post(f"/merge/{made}", data=sent, follow_redirects=False)
+    assert answer.status_code == 303
+    address = answer.headers["location"].partition("#")[0]
+    jobs = [workshop.job(each) for each in re.findall(r"job=([0-9a-f-]{36})", address)]
+    used = [[each["file"]["id"] for each in job.spec["weights"]] for job in jobs]
+    assert sorted(used[:2]) == sorted([[each["taught"]] for each in two])
+    assert used[2:] == [[made], [together]]
+    assert {job.spec["seed"] for job in jobs} == {7}
+    assert {job.request["prompt"] for job in jobs} == {
+        "@stark and @mia in the snow", "@stark and a dog in the snow", "a dog and @mia in the snow"
+    }  # fmt: skip
+    page = read(client.get(address).text)
+    for title in ("Stark alone", "Mia alone", "Merged", "Trained together"):
+        assert title in page.words
+    assert page.inline == []
+    assert page.tags.count("job-images") == 4
+    workshop.draw()
+    assert "job-images" in read(client.get(address).text).tags
+
+
+def test_wrong_comparisons(client: TestClient, workshop: Workshop, two: list[dict[str, Any]]) -> None:
+    assert client.get(f"/merge/{two[0]['taught']}").status_code == 404  # not merged
+    assert client.get(f"/merge/{NOBODY}").status_code == 404
+    merge(client, two)
+    made = workshop.merge()
+    for sent, sentence in (
+        ({"prompt": "@stark", "seed": "x", "num_images": "2"}, "Give a whole number."),
+        ({"prompt": "@nobody", "seed": "1", "num_images": "2"}, "does not exist"),
+    ):
+        answer = client.post(f"/merge/{made}", data=sent)
+        assert (answer.status_code, sentence in read(answer.text).words) == (422, True), answer.text
+    assert client.get(f"/merge/{made}?job={NOBODY}").status_code == 404
+    assert client.get("/api/v1/jobs?kind=generate").json()["items"] == []
+
+
+def test_several_are_taught_together_by_the_training_form(
+    client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]
+) -> None:
+    stark, mia = two
+    address = f"/concepts/{stark['id']}"
+    page = read(client.get(f"{address}?with={mia['id']}").text)
+    assert "Teach them together" in page.words
+    assert any(f"with={mia['id']}" in each and "method=" in each for each in page.addresses)
+    sent = {"with": mia["id"], "method": "custom-diffusion", "preset": "quick"}
+    answer = client.post(f"{address}/train", data=sent, follow_redirects=False)
+    job = workshop.job(answer.headers["location"].rpartition("/")[2])
+    assert [each["token"] for each in job.spec["concepts"]] == ["stark", "mia"]
+    workshop.train()
+    assert "Learned together with" in read(client.get(f"/concepts/{mia['id']}").text).words
+    few = api.concept("Few")
+    page = read(client.get(f"{address}?with={few['id']}&with=x&with={NOBODY}").text)
+    assert "Few: Add" in page.words
+
+
+def test_a_forecast_in_words(api: Api, studio: Studio, two: list[dict[str, Any]]) -> None:
+    first, second = (each["taught"] for each in two)
+    pair = PairForecast(
+        first=first, second=second, verdict="poor", sentence="They fight.", token_cosine=0.9, overlap=0.5, crosstalk=0.3
+    )  # fmt: skip
+    told = MergeForecast(
+        verdict="poor", sentence="They fight over words.", pairs=[pair], drift=0.12, drift_alone=[0.02, 0.03], rank=5,
+        constraint_rows=6, condition=1e4, sites=[SiteForecast(site="mid_block.attentions.0.attn2.to_k", drift=0.12)],
+    )  # fmt: skip
+    with studio.reading() as session:
+        shown = merge_view.of_forecast(session, LOCAL_OWNER, told)
+    assert (shown.verdict, shown.words) == ("poor", "Get in each other's way")
+    assert [each.name for each in shown.pairs[0].first + shown.pairs[0].second] == ["Stark", "Mia"]
+    numbers = {each.name: each.value for each in [*shown.numbers, *shown.pairs[0].numbers]}
+    assert numbers["Drift ahead"] == "12.0 % (alone 2.0 %, 3.0 %)"
+    assert numbers["Pinned"] == "5 of 6"
+    assert numbers["Crosstalk"] == "30.0 %"
+    assert all(each.meaning.endswith(".") for each in [*shown.numbers, *shown.pairs[0].numbers])
+    assert (shown.bars[0].name, shown.bars[0].share) == ("mid 0 cross keys", 1.0)
+
+
+def test_the_prompt_without_the_others(client: TestClient, api: Api, workshop: Workshop) -> None:
+    def concept(token: str, noun: str) -> Any:
+        return api.concept(token, token=token, class_noun=noun, kind="subject" if noun else "style")
+
+    cases = {
+        "@mia on the beach": "a cat on the beach",
+        "the @mia cat and @miaow": "a cat and @miaow",
+        "a dog, in the style of @ink": "a dog",
+        "a @MIA by @ink here": "a cat here",
+    }
+    others = [Concept.model_validate(concept("mia", "cat")), Concept.model_validate(concept("ink", ""))]
+    assert {given: side_by_side.alone(given, others) for given in cases} == cases
+    assert side_by_side.prompt_of(others) == "a photo of @mia in the style of @ink"
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0, "0"),
+        (0.0213, "2.1 %"),
+        (0.004, "0.40 %"),
+        (5e-5, "0.01 %"),
+        (3.2e-8, "3 × 10⁻⁸"),
+        (1.0, "100.0 %"),
+    ],
+)
+def test_small_shares(share: float, words: str) -> None:
+    assert phrases.fine(share) == words
