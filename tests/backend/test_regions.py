@@ -41,13 +41,11 @@ def test_wrong_regions(client: TestClient) -> None:
     assert client.get("/api/v1/jobs").json()["items"] == []
 
 
-def test_concepts_that_need_a_merge_in_one_prompt_stand_in_boxes(
+def test_concepts_stand_in_boxes_without_a_merge(
     client: TestClient, api: Api, workshop: Workshop
 ) -> None:
     concepts, weights = zip(*(api.taught(workshop, name) for name in ("Stark", "Rex", "Fido")), strict=True)
     prompt = "a photo of @stark and @rex on the moon"
-    refused = client.post("/api/v1/generations", json={"prompt": prompt})
-    assert refused.json()["code"] == "needs-merge"
     boxes = [{**LEFT, "prompt": "@stark"}, {**RIGHT, "prompt": "@rex"}]
     job = api.generate(prompt, regions=boxes, base_share=0.1, num_images=1)
     spec = workshop.job(job["id"]).spec
