@@ -53,7 +53,7 @@ def test_two_concepts_are_brought_together(
     for name in names:
         page.get_by_role("checkbox", name=re.compile(name)).check()
     verdict = page.locator("#told .verdict")
-    expect(verdict).to_be_visible()
+    expect(verdict).to_be_visible(timeout=DRAWING_MS)
     page.locator("#numbers > summary").click()
     expect(page.locator("#numbers").get_by_text("Drift ahead")).to_be_visible()
     assert barriers(page) == []
