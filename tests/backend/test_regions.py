@@ -41,9 +41,7 @@ def test_wrong_regions(client: TestClient) -> None:
     assert client.get("/api/v1/jobs").json()["items"] == []
 
 
-def test_concepts_stand_in_boxes_without_a_merge(
-    client: TestClient, api: Api, workshop: Workshop
-) -> None:
+def test_concepts_stand_in_boxes_without_a_merge(client: TestClient, api: Api, workshop: Workshop) -> None:
     concepts, weights = zip(*(api.taught(workshop, name) for name in ("Stark", "Rex", "Fido")), strict=True)
     prompt = "a photo of @stark and @rex on the moon"
     boxes = [{**LEFT, "prompt": "@stark"}, {**RIGHT, "prompt": "@rex"}]
