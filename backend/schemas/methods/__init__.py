@@ -3,6 +3,7 @@
 from backend.schemas.methods import (
     custom_diffusion,
     dreambooth,
+    loha,
     lora,
     perfusion,
     rank_one,
@@ -21,5 +22,6 @@ CARDS: dict[str, MethodCard] = {
         perfusion.CARD,
         rank_one.CARD,
         svdiff.CARD,
+        loha.CARD,
     )
 }

@@ -11,6 +11,7 @@ from worker.ml.errors import InputInvalid
 from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
+from worker.ml.methods.loha import Loha
 from worker.ml.methods.lora import Lora
 from worker.ml.methods.perfusion import Perfusion
 from worker.ml.methods.rank_one import RankOne
@@ -27,6 +28,7 @@ METHODS: dict[str, Method] = {
         Perfusion(),
         RankOne(),
         SVDiff(),
+        Loha(),
     )
 }
 
