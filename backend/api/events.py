@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing
 from typing import Annotated, Any
 
+from anyio import CancelScope
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
@@ -74,7 +75,7 @@ async def _open(
     if not await run_in_threadpool(_prepare, studio, owner, after):
         return Response(status_code=204)
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes]:
         position = dict(after)
         yield b": moongate\nretry: 2000\n\n"
         async with aclosing(hub.events(owner, after)) as batches:
@@ -93,15 +94,20 @@ class _EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncIterator[bytes], counted: AbstractContextManager[None]) -> None:
+    def __init__(self, content: AsyncGenerator[bytes], counted: AbstractContextManager[None]) -> None:
         super().__init__(content, headers={"cache-control": "no-store"})
         counted.__enter__()
         self._counted = counted
+        self._content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            # A client that goes while something is being sent to it leaves the generator at its yield, where it would
+            # follow its jobs until the garbage collector finds it.
+            with CancelScope(shield=True):
+                await self._content.aclose()
             self._counted.__exit__(None, None, None)
 
 

@@ -7,7 +7,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import delete
 
+from backend.api.events import _EventStream
 from backend.errors import TooMany
 from backend.events import RING, STREAMS_PER_OWNER, Hub
 from backend.models import LOCAL_OWNER, JobEvent
@@ -197,3 +199,35 @@ def test_a_client_that_goes_away_leaves_nothing(
                     break
             assert hub.streams == 1
         wait_until(lambda: hub.streams == 0 and not hub._rings)
+
+
+def test_a_client_that_goes_while_it_is_sent_to_ends_the_stream_at_once() -> None:
+    """The generator stands at its yield then; it must not wait for the garbage collector."""
+    ended = []
+
+    async def content() -> AsyncGenerator[bytes]:
+        try:
+            yield b"one"
+            yield b"two"
+        finally:
+            ended.append(True)
+
+    async def served() -> None:
+        sending = asyncio.Event()
+
+        async def receive() -> dict[str, str]:
+            await sending.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                sending.set()
+                await asyncio.sleep(60)
+
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET"}
+        kept = content()  # as a traceback would keep it
+        await _EventStream(kept, nullcontext())(scope, receive, send)
+        assert ended
+        await kept.aclose()
+
+    asyncio.run(served())
