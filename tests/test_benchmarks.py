@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks import methods
+from benchmarks import methods, pairs, presence
 from benchmarks.grading import Bench
 from benchmarks.methods import chosen, entries, markdown, summary
 from benchmarks.targets import BLUEPRINT, blueprint_style
+from worker.ml.evaluation.protocol import spread
 from worker.ml.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +32,8 @@ TINY: dict[str, Any] = {
 def experiment(folder: Path, **changes: Any) -> Path:
     """The committed experiment with fewer of everything."""
     spec = json.loads((ROOT / "benchmarks/experiments/methods.json").read_text())
-    changed = {**spec, "prompts": spec["prompts"][:2], "style_prompts": spec["style_prompts"][:2], **changes}
+    fewer = {"prompts": spec["prompts"][:2], "style_prompts": spec["style_prompts"][:2]}
+    changed = {**spec, **fewer, "presets": ["balanced"], "variants": [], **changes}
     file = folder / "tiny.json"
     file.write_text(
         json.dumps({**changed, "base": str(ROOT / spec["base"]), "subjects": str(ROOT / spec["subjects"])})
@@ -92,6 +95,15 @@ def test_every_method_of_the_registry_has_a_row(made: tuple[Path, Path, Path], t
     assert [one.slug for one in found] == ["stark", "domino", "bluebell", "rover", BLUEPRINT]
 
 
+def test_a_variant_is_a_preset_with_other_parameters(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, results, work = made
+    variant = {"method": "lora", "preset": "quick", "name": "thick", "params": {"rank": 16}}
+    file = experiment(tmp_path, methods=["lora"], presets=["quick"], variants=[variant])
+    plain, thick = entries(Bench.load(file, results, work))
+    assert (plain.key, thick.key) == ("lora-quick", "lora-quick-thick")
+    assert thick.params == {**plain.params, "rank": 16}
+
+
 def test_two_processes_share_the_table_by_names(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, results, work = made
     bench = Bench.load(experiment(tmp_path), results, work)
@@ -140,3 +152,35 @@ def test_the_blueprint_is_a_style_of_blue_ground_and_pale_lines(tmp_path: Path) 
         pixels = np.asarray(picture, np.float32)
     assert pixels[..., 2].mean() > 1.5 * pixels[..., 0].mean()
     assert pixels.max() > 200
+
+
+def test_things_are_there_when_each_has_a_place_of_its_own() -> None:
+    """Two things at one place are a chimera; a third place does not help a thing that is not there."""
+    middles = np.array([[0.3, 0.5], [0.7, 0.5], [0.35, 0.5]])
+    scores = np.zeros((4, 3, 2), np.float32)
+    scores[0, 0, 0] = scores[0, 1, 1] = 0.9  # one left, one right
+    scores[1, 0] = 0.9  # both at the left
+    scores[2, 0, 0] = scores[2, 2, 1] = 0.9  # next to each other: nearer than a thing is wide
+    scores[3, 0, 0] = 0.9  # one alone
+    found = presence.verdict(scores, [0.5, 0.5], middles)
+    assert found.together.tolist() == [True, False, False, False]
+    assert found.each.tolist() == [[True, True], [True, True], [True, True], [True, False]]
+
+
+def test_photos_stand_side_by_side_whole() -> None:
+    photos = [torch.full((3, 60, 60), shade) for shade in (0.0, 0.5, 1.0)]
+    joined = presence.side_by_side(photos)
+    assert joined.shape == (3, 60, 60)
+    assert [round(float(joined[0, 30, at]), 3) for at in (10, 30, 50)] == [0.0, 0.5, 1.0]
+
+
+def test_a_table_of_concepts_together_says_its_n(tmp_path: Path) -> None:
+    spec = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())
+    assert {len(group) for group in spec["groups"]} == {2, 3}
+    one, two = ({"n": n, "each": 0.5, "all": found, "all_classes": found} for n, found in (
+        (1, pairs.finite(spread([0.4]))), (2, pairs.finite(spread([0.4, 0.6])))
+    ))  # fmt: skip
+    bench = Bench.load(experiment(tmp_path, places=["here"], preset="quick"), tmp_path, tmp_path)
+    table = pairs.markdown(bench, {"pairs": {"base": one, "regions": two}})
+    assert "| base | 1 | 0.40 — | 0.50 | 0.40 — |" in table
+    assert "| regions | 2 | 0.50 ± 1.27 | 0.50 | 0.50 ± 1.27 |" in table
