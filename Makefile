@@ -24,7 +24,7 @@ run: $(VENV)/.run ## start the studio on http://127.0.0.1:8000 (PORT and MOONGAT
 	@PORT=$(PORT) exec $(BIN)/python -m backend
 
 test: $(VENV)/.dev ## all tests, with their own PostgreSQL, Redis-compatible server and browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev ## format, lint, strict types, import contracts, file ceiling
 	$(BIN)/ruff format --check --no-cache .
