@@ -272,20 +272,24 @@ def cell(spread: dict[str, Any], factor: float, digits: int) -> str:
 
 def save_target_sheet(bench: Bench, taught: Taught, listed: list[Entry]) -> None:
     """The base model's row, then a row for every method whose pictures are at hand; not without any."""
-    names = ["base", *(entry.key for entry in listed)]
+    said = {"base": "base"} | {
+        entry.key: "\n".join(filter(None, (entry.method, entry.preset, entry.variant))) for entry in listed
+    }
+    names = list(said)
     files = {name: bench.work / "pictures" / f"{name}--{taught.slug}.png" for name in names}
     there = [name for name in names if files[name].exists()]
     if len(there) > 1:
         pictures = [np.asarray(Image.open(files[name])) for name in there]
         rows = [
-            np.concatenate([label(name, len(row)), row], 1) for name, row in zip(there, pictures, strict=True)
+            np.concatenate([label(said[name], len(row)), row], 1)
+            for name, row in zip(there, pictures, strict=True)
         ]
         save_sheet(rows, bench.folder.parent / f"{bench.folder.name}-{taught.slug}.webp")
 
 
-def label(name: str, side: int) -> NDArray[np.uint8]:
+def label(words: str, side: int) -> NDArray[np.uint8]:
     """The row's name in a white cell: uint8 [side, LABEL_PX, 3]."""
     cell_image = Image.new("RGB", (LABEL_PX, side), "white")
-    words = name.rsplit("-", 1)
-    ImageDraw.Draw(cell_image).multiline_text((4, side // 2 - 12), "\n".join(words), fill="black")
+    height = 6 * (words.count("\n") + 1)
+    ImageDraw.Draw(cell_image).multiline_text((4, side // 2 - height), words, fill="black")
     return np.asarray(cell_image)
