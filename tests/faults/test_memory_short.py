@@ -21,7 +21,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("small")
     base = write_tiny_base(folder / "bases" / "tiny")
     described = describe_base(base)
-    with installation(folder, base=described.id, base_hash=described.hash, base_models=[base]) as studio:
+    with installation(
+        folder, base=described.id, base_hash=described.hash, base_models=[base], lease_s=30.0
+    ) as studio:
         studio.start([sys.executable, "-m", "tests.worker.small_device"])
         studio.until(lambda: "executor_ready" in studio.log(), WARM_S)
         yield studio
