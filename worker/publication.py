@@ -90,8 +90,11 @@ class Publication:
         evaluation = verified_report(done.report, attempt.spec) if attempt.kind == "evaluate" else None
         fp("publish.after_rename")
         metrics = attempt.metrics(done.peak_memory_bytes)
-        plain = weights is None and evaluation is None
-        told: dict[str, Any] = {} if not plain else {"report": done.report} if done.report else {}
+        told: dict[str, Any] = {}
+        if weights is None and evaluation is None and done.report:
+            told = {"report": done.report}
+        elif weights is not None and attempt.kind == "merge":  # where that of a merge that failed stands too
+            told = {"report": weights.report}
         published = self._settle(
             lambda session: publishing.succeed(
                 session, attempt.unit, result=told, metrics=metrics, weights=weights, evaluation=evaluation

@@ -66,6 +66,7 @@ def test_a_pair_is_merged_and_drawn(client: httpx.Client, taught: list[tuple[dic
 
     job = finished(client, post(client, "/merges", **body))
     made = client.get(f"/weights/{job['result']['weights']}").json()
+    assert job["result"]["report"]["merge"] == made["report"]["merge"]
     assert made["parents"] == [first, second]
     assert set(made["concepts"]) == {one["id"], two["id"]}
     assert set(made["report"]) == {"steps", "merge"}
