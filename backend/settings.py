@@ -38,6 +38,11 @@ class Settings(BaseSettings):
         default=SHIPPED_BASE_MODELS, description="folder of the base models that ship"
     )
 
+    calibrate: bool = Field(
+        default=True,
+        description="after each training find the scale that suits its weights, where judges can tell",
+    )
+
     prior_folder: Path | None = Field(
         default=None, description="captioned pictures that prior images may be taken from"
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from backend.schemas.weights import Compression
 from benchmarks.environment import environment
-from benchmarks.grading import Bench
+from benchmarks.grading import Bench, calibrated_by
 from benchmarks.subjects import params_of
 from benchmarks.targets import Taught, subjects
 from worker.ml.compression import compress
@@ -54,7 +54,7 @@ def learned(bench: Bench, taught: Taught) -> ConceptWeights:
             bench.model, [taught.examples], params, seed=seed, prior_dir=prior, previews=[], run=run
         )
         [weights] = train(bench.model, [trainee], run)
-        weights.save(file)
+        calibrated_by(bench, weights, taught)[0].save(file)
     return ConceptWeights.load(file)
 
 
@@ -99,7 +99,9 @@ def measured(bench: Bench, taught: Taught) -> dict[str, Any]:
     ladder = {}
     for name, how in bench.spec["ladder"].items():
         smaller, cost = rung(weights, how)
-        mine = drawn_as(bench, plan, target.own, METHODS[METHOD].edit(bench.model, smaller))
+        mine = drawn_as(
+            bench, plan, target.own, METHODS[METHOD].edit(bench.model, smaller), weights.manifest.scale
+        )
         seen = panel.image_text_features(mine).numpy()
         ladder[name] = {
             "subject_similarity": scale.of(protocol.mean_pairwise_cosine(rows(mine), rows(photos))),
@@ -123,9 +125,12 @@ def measured(bench: Bench, taught: Taught) -> dict[str, Any]:
     }
 
 
-def drawn_as(bench: Bench, plan: Plan, wording: Callable[[str], str], edit: TextEdit | None = None) -> Tensor:
+def drawn_as(
+    bench: Bench, plan: Plan, wording: Callable[[str], str], edit: TextEdit | None = None, scale: float = 1.0
+) -> Tensor:
     """Every prompt in this wording with every seed: [n, 3, S, S] in [-1, 1]."""
-    return draw(bench.model, plan, [wording(prompt) for prompt in plan.prompts], InProcessRun(), edit=edit)
+    texts = [wording(prompt) for prompt in plan.prompts]
+    return draw(bench.model, plan, texts, InProcessRun(), edit=edit, scale=scale)
 
 
 def spec_hash(bench: Bench) -> str:

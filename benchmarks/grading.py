@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from backend.schemas.bases import JudgesDescription
 from backend.schemas.evaluations import Measure
 from benchmarks.targets import Taught
+from worker.ml.calibration import calibrated
+from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.evaluation.measures import Plan, Sight, Sights, Sitting, grade, photo_pixels, sight
 from worker.ml.evaluation.panel import Panel, describe_panel, load_panel
 from worker.ml.families import load_base
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation
+from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
 
-Learned = Callable[[], AbstractContextManager[tuple[TextEdit, Installation]]]
-"""While open, the edit and the installation it gives are what was learned."""
+Learned = Callable[[], AbstractContextManager[tuple[TextEdit, Installation, float]]]
+"""While open, the edit and the installation it gives are what was learned, and the scale is the edit's."""
 
 
 @dataclass
@@ -60,8 +64,13 @@ class Bench:
         return {"base_hash": self.model.description.hash, "judges_hash": self.panel.hash}
 
     def is_current(self, result: dict[str, Any]) -> bool:
-        """Whether ``result`` was measured on this base by these judges; another is made again."""
-        return all(result.get(name) == value for name, value in self.instruments.items())
+        """Whether ``result`` was measured on this base by these judges, and, where it is about one concept, at the
+        scale that calibration found; another is made again.
+        """
+        about_one = "subject_similarity" in result and result.get("method") != "fine-tune-all"
+        return not (about_one and "scale" not in result) and all(
+            result.get(name) == value for name, value in self.instruments.items()
+        )
 
     def plan(self, taught: Taught) -> Plan:
         """Prompts of the target's kind, with every image seed."""
@@ -86,8 +95,8 @@ def graded(bench: Bench, taught: Taught, learned: Learned) -> tuple[dict[str, An
         base, again = sitting.base(taught.target)
         bench.of_base[taught.slug] = base, again, torch.cat(shown["base"])
     base, again, base_pixels = bench.of_base[taught.slug]
-    with learned() as (edit, installation):
-        own, others = sitting.taught(taught.target, edit, installation)
+    with learned() as (edit, installation, scale):
+        own, others = sitting.taught(taught.target, edit, installation, scale=scale)
     side = bench.model.description.resolution
     photos, true = (
         sight(bench.panel, photo_pixels(role, side)) for role in (taught.photos, taught.reference)
@@ -111,6 +120,25 @@ def graded(bench: Bench, taught: Taught, learned: Learned) -> tuple[dict[str, An
         "drift_share": drift.value,
     }
     return result, base_pixels, torch.cat(shown["own"])
+
+
+def calibrated_by(
+    bench: Bench, weights: ConceptWeights, taught: Taught
+) -> tuple[ConceptWeights, dict[str, Any]]:
+    """The weights as the studio leaves them after a training, and the scales it tried."""
+    judges = JudgesDescription(name="the bench", hash=bench.panel.hash)
+    found, calibration = calibrated(
+        bench.model, bench.panel, judges, weights, [taught.examples], run=InProcessRun()
+    )
+    return found, {"scale": calibration.scale, "tried": [p.model_dump() for p in calibration.points]}
+
+
+def acting(model: DiffusionModel, weights: ConceptWeights) -> tuple[TextEdit, Installation, float]:
+    """What the weights do at the scale of their manifest."""
+    reader, scale = reader_of(weights), weights.manifest.scale
+    installation = reader.installation(model, weights)
+    put = ((installation, scale),) if installation is not None else ()
+    return reader.edit(model, weights), put, scale
 
 
 def decided(name: str, measure: Measure) -> Measure:

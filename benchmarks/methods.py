@@ -26,7 +26,7 @@ from torch import Tensor
 
 from backend.schemas.methods import CARDS
 from benchmarks.environment import environment
-from benchmarks.grading import Bench, graded, save_sheet, strip, write_json
+from benchmarks.grading import Bench, acting, calibrated_by, graded, save_sheet, strip, write_json
 from benchmarks.targets import BLUEPRINT, Taught, blueprint_style, subjects
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
@@ -140,10 +140,12 @@ def measured(bench: Bench, entry: Entry, taught: Taught) -> dict[str, Any]:
     costs = trained(bench, entry, taught, weights)
     if "refused" in costs:
         return result | costs
-    found, base, own = graded(bench, taught, partial(loaded, bench, weights))
+    learned, calibration = calibrated_by(bench, ConceptWeights.load(weights), taught)
+    learned.save(weights)
+    found, base, own = graded(bench, taught, partial(loaded, bench, learned))
     keep_pictures(bench, entry.key, taught, own)
     keep_pictures(bench, "base", taught, base)
-    return result | found | costs
+    return result | found | costs | calibration
 
 
 def trained(bench: Bench, entry: Entry, taught: Taught, weights: Path) -> dict[str, Any]:
@@ -172,12 +174,9 @@ def trained(bench: Bench, entry: Entry, taught: Taught, weights: Path) -> dict[s
 
 
 @contextmanager
-def loaded(bench: Bench, file: Path) -> Iterator[tuple[TextEdit, Installation]]:
+def loaded(bench: Bench, weights: ConceptWeights) -> Iterator[tuple[TextEdit, Installation, float]]:
     """The weights of a training, as the sampling engine takes them."""
-    weights = ConceptWeights.load(file)
-    method = METHODS[weights.manifest.method]
-    installation = method.installation(bench.model, weights)
-    yield method.edit(bench.model, weights), ((installation, 1.0),) if installation is not None else ()
+    yield acting(bench.model, weights)
 
 
 def keep_pictures(bench: Bench, name: str, taught: Taught, pixels: Tensor) -> None:

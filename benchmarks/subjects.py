@@ -24,7 +24,7 @@ from backend.schemas.methods import CARDS
 from backend.schemas.methods.custom_diffusion import PRESETS, CustomDiffusionParams
 from benchmarks.environment import environment
 from benchmarks.fine_tune_all import fine_tuned
-from benchmarks.grading import Bench, graded, save_sheet, strip
+from benchmarks.grading import Bench, acting, calibrated_by, graded, save_sheet, strip
 from benchmarks.targets import Taught, subjects
 from worker.ml.conditioning import TextEdit
 from worker.ml.evaluation import protocol
@@ -44,6 +44,7 @@ MEASURES = (
     "place_accuracy_of_base",
     "drift",
     "seconds",
+    "calibration_seconds",
     "bytes",
 )
 
@@ -61,7 +62,7 @@ def params_of(bench: Bench, method: str) -> Any:
 @contextmanager
 def learned(
     bench: Bench, method: str, taught: Taught, costs: dict[str, Any]
-) -> Iterator[tuple[TextEdit, Installation]]:
+) -> Iterator[tuple[TextEdit, Installation, float]]:
     """Train ``taught`` by ``method``; while open the model draws it. ``costs`` gets seconds and bytes."""
     params, seed, model = params_of(bench, method), bench.spec["training_seed"], bench.model
     run, prior_dir = InProcessRun(), bench.work / "prior"
@@ -70,7 +71,7 @@ def learned(
         with fine_tuned(model, taught.examples, params, seed=seed, prior_dir=prior_dir, run=run) as edit:
             size = 4 * sum(p.numel() for p in model.denoiser.parameters())
             costs.update(seconds=time.monotonic() - began, bytes=size, steps=params.steps)
-            yield edit, ()
+            yield edit, (), 1.0
         return
     chosen = METHODS[bench.spec["methods"][method].get("method", method)]
     trainee = chosen.trainee(
@@ -78,8 +79,10 @@ def learned(
     )
     weights = train(model, [trainee], run)[0]
     costs.update(seconds=time.monotonic() - began, bytes=len(weights.to_bytes()), steps=params.steps)
-    installation = chosen.installation(model, weights)
-    yield chosen.edit(model, weights), ((installation, 1.0),) if installation is not None else ()
+    began = time.monotonic()
+    weights, found = calibrated_by(bench, weights, taught)
+    costs.update(calibration_seconds=time.monotonic() - began, **found)
+    yield acting(model, weights)
 
 
 def measured(bench: Bench, method: str, taught: Taught) -> tuple[dict[str, Any], Tensor, Tensor]:

@@ -36,6 +36,7 @@ PHASES: dict[str, dict[str, Any]] = {
         "end": 0.25,
     },
     "training": {"words": "Training", "begin": 0.25, "end": 1.0},
+    "calibrating": {"words": "Finding the scale that suits it"},
     "drawing": {"words": "Drawing", "begin": 0.0, "end": 1.0},
     "merging": {"words": "Merging", "begin": 0.0, "end": 1.0},
     "compressing": {"words": "Making it smaller", "begin": 0.0, "end": 1.0},

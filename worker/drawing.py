@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.schemas.executor import Succeeded
-from backend.schemas.generations import GenerateSpec, WeightsChoice
+from backend.schemas.generations import ActingWeights, GenerateSpec
 from backend.schemas.presence import Presence
 from worker import device
 from worker.executor import Ended, JobStopped
@@ -81,7 +81,7 @@ class Order:
         }
         chosen: dict[str, tuple[ConceptWeights, float]] = {}
 
-        def weighed(choices: Sequence[WeightsChoice]) -> Weighed:
+        def weighed(choices: Sequence[ActingWeights]) -> Weighed:
             """One object for each choice: equal ones share what is computed of them."""
             for choice in choices:
                 key = choice.model_dump_json()

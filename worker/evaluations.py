@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationReport
 from backend.schemas.generations import PinnedWeights
 from backend.schemas.trainings import PinnedConcept
+from worker.counted_run import CountedRun
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.errors import InputInvalid
@@ -36,8 +37,7 @@ from worker.ml.evaluation.panel import Panel
 from worker.ml.families import DiffusionModel
 from worker.ml.installation import Installation
 from worker.ml.readers import reader_of
-from worker.ml.run import PreviewImage, Run
-from worker.ml.training.checkpoint import Checkpoint
+from worker.ml.run import Run
 
 FIRST_SEED = 101
 """Image seeds are the same in every evaluation, so that reports compare."""
@@ -78,34 +78,6 @@ class KeptSights:
         return found
 
 
-@dataclass
-class Whole:
-    """A `Run` that counts the steps of ``total`` small drawings as one; ``so_far()`` of them are over."""
-
-    run: Run
-    total: int
-    so_far: Callable[[], int]
-
-    @property
-    def checkpoint_s(self) -> float:
-        return self.run.checkpoint_s
-
-    def step(self, unit: str, done: int, total: int, **metrics: float) -> None:
-        self.run.step(unit, self.so_far() * total + done, self.total * total, **metrics)
-
-    def preview(self, unit: str, step: int, images: Sequence[PreviewImage]) -> None:
-        self.run.preview(unit, step, images)
-
-    def checkpoint(self, unit: str, state: Checkpoint) -> None:
-        self.run.checkpoint(unit, state)
-
-    def resume(self, unit: str) -> Checkpoint | None:
-        return self.run.resume(unit)
-
-    def note(self, code: str, message: str) -> None:
-        self.run.note(code, message)
-
-
 def evaluate(
     spec: EvaluateSpec,
     inputs: Mapping[str, str],
@@ -132,7 +104,7 @@ def evaluate(
         "subject": Plan(tuple(spec.prompts), seeds, steps),
         "style": Plan(tuple(spec.style_prompts), seeds, steps),
     }
-    counted = Whole(run, _parts(pairs, plans), lambda: kept.parts)
+    counted = CountedRun(run, _parts(pairs, plans), lambda: kept.parts)
     # What a judge sees of a class is looked up once however many concepts share it, and counted once.
     shared: dict[str, tuple[Sight, Sight]] = {}
     reports = []
@@ -142,8 +114,8 @@ def evaluate(
         photos = _photos(sitting, inputs, concept)
         if _class_of(concept) not in shared:
             shared[_class_of(concept)] = sitting.base(target)
-        edit, installed = _learned(model, Path(inputs[weights.file.storage_key]))
-        taught = sitting.taught(target, edit, installed, name=str(place))
+        edit, installed = _learned(model, Path(inputs[weights.file.storage_key]), weights.scale)
+        taught = sitting.taught(target, edit, installed, name=str(place), scale=weights.scale)
         grades = grade(sitting, target, Sights(*shared[_class_of(concept)], *taught), photos)
         reports.append(
             ConceptReport(
@@ -176,11 +148,11 @@ def _require_readable(
             raise InputInvalid("A prompt is longer than the judge can read. Shorten it.") from None
 
 
-def _learned(model: DiffusionModel, file: Path) -> tuple[TextEdit, Installation]:
+def _learned(model: DiffusionModel, file: Path, scale: float) -> tuple[TextEdit, Installation]:
     learned = ConceptWeights.load(file)
     reader = reader_of(learned)
     installation = reader.installation(model, learned)
-    return reader.edit(model, learned), ((installation, 1.0),) if installation is not None else ()
+    return reader.edit(model, learned), ((installation, scale),) if installation is not None else ()
 
 
 def _photos(sitting: Sitting, inputs: Mapping[str, str], concept: PinnedConcept) -> Sight:

@@ -23,18 +23,20 @@ from backend.schemas.methods import CARDS
 from backend.schemas.trainings import TrainSpec
 from worker import device, prior_library
 from worker.bases import keep_description, kept_description
+from worker.counted_run import CountedRun
 from worker.drawing import draw_alone, draw_together
 from worker.evaluations import KeptSights, evaluate
 from worker.executor import Ended, JobFailed, JobStopped
 from worker.made_weights import made
 from worker.merging import merge_weights
+from worker.ml.calibration import calibrated, parts_of
 from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.errors import BaseUnusable, JudgesUnusable, MLError
+from worker.ml.errors import BaseUnusable, InputInvalid, JudgesUnusable, MLError
 from worker.ml.evaluation.panel import Panel, describe_panel, load_panel
-from worker.ml.families import describe_base
+from worker.ml.families import DiffusionModel, describe_base
 from worker.ml.methods import METHODS, ConceptExamples
-from worker.ml.run import REQUESTS, Cancelled, PreviewImage, Released
+from worker.ml.run import REQUESTS, Cancelled, FinishRequested, PreviewImage, Released
 from worker.ml.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from worker.ml.training.loop import train
 from worker.ml.training.retrieval import LIBRARY
@@ -233,9 +235,35 @@ class Workshop:
             run=run,
         )
         [weights] = train(model, [trainee], run)
+        weights, found = self._calibrated(job, spec, weights, model=model, concepts=concepts, run=run)
         reporter.progress("saving", weights.manifest.steps, weights.manifest.steps)
-        report = {"steps": weights.manifest.steps, **run.facts()}
+        report = {"steps": weights.manifest.steps, **run.facts(), **found}
         return made(model, weights, reporter, report)
+
+    def _calibrated(
+        self,
+        job: RunJob,
+        spec: TrainSpec,
+        weights: ConceptWeights,
+        *,
+        model: DiffusionModel,
+        concepts: Sequence[ConceptExamples],
+        run: PipeRun,
+    ) -> tuple[ConceptWeights, dict[str, Any]]:
+        """With what the report says of it. What was learned is never lost to it: without an answer the scale is 1."""
+        if spec.calibration is None:
+            return weights, {}
+        drawn = CountedRun(run, parts_of(len(concepts)), unit="calibration")
+        try:
+            panel = self._panel(Path(job.base_folder), spec.calibration)
+            weights, found = calibrated(model, panel, spec.calibration, weights, concepts, run=drawn)
+        except (JudgesUnusable, InputInvalid) as unable:
+            run.note("not_calibrated", f"The scale stays 1. {unable}")
+        except FinishRequested:
+            run.note("not_calibrated", "The scale stays 1: finished on request.")
+        else:
+            return weights, {"calibration": found.model_dump(mode="json")}
+        return weights, {}
 
     def _generate(self, job: RunJob, reporter: Reporter) -> Succeeded:
         check = GenerateSpec.model_validate(job.spec).check

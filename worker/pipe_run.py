@@ -21,6 +21,7 @@ PHASES = {
     "photos": "preparing",
     "preview": "training",
     "images": "drawing",
+    "calibration": "calibrating",
     "compress": "compressing",
     "merge": "merging",
 }

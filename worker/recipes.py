@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from backend.schemas.generations import SCHEDULERS, GenerateSpec, ImageRecipe, PinnedRegion, WeightsChoice
+from backend.schemas.generations import SCHEDULERS, ActingWeights, GenerateSpec, ImageRecipe, PinnedRegion
 from backend.schemas.presence import Presence
 from backend.schemas.version import VERSION
 
@@ -29,9 +29,9 @@ def image_recipe(
     )  # fmt: skip
 
 
-def acting(spec: GenerateSpec) -> list[WeightsChoice]:
+def acting(spec: GenerateSpec) -> list[ActingWeights]:
     """The weights of a spec as choices."""
-    return [WeightsChoice(id=used.file.id, scale=used.scale, gate=used.gate) for used in spec.weights]
+    return [ActingWeights(id=used.file.id, scale=used.scale, gate=used.gate) for used in spec.weights]
 
 
 def _regions(spec: GenerateSpec) -> dict[str, Any]:

@@ -42,5 +42,6 @@ def start_training(
         response.status_code = 200
         return trainings.forecast(session, owner, body)
     studio.storage.require_space()
-    row = trainings.start(session, owner, body, studio.settings.max_queued_jobs)
+    settings = studio.settings
+    row = trainings.start(session, owner, body, settings.max_queued_jobs, settings.calibrate)
     return accepted(session, response, row)

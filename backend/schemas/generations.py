@@ -24,8 +24,16 @@ class Gate(Strict):
 
 class WeightsChoice(Strict):
     id: Id
-    scale: Scale = 1.0
+    scale: Scale | None = Field(default=None, description="None: the weights' own (`manifest.scale`)")
     gate: Gate | None = Field(default=None, description="None: as the weights were made; gated methods only")
+
+
+class ActingWeights(Strict):
+    """A choice that was made: the scale is known."""
+
+    id: Id
+    scale: Scale
+    gate: Gate | None = None
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -97,7 +105,7 @@ class PinnedRegion(Strict):
     text: str = Field(
         description="built from the whole prompt, as the text encoder reads it (methods.md 13.5)"
     )
-    weights: list[WeightsChoice]
+    weights: list[ActingWeights]
 
 
 class Layout(Strict):
@@ -106,7 +114,7 @@ class Layout(Strict):
     """
 
     regions: Annotated[list[PinnedRegion], Field(min_length=1)]
-    whole: list[WeightsChoice]
+    whole: list[ActingWeights]
     base_share: float
     late_base_share: float
 
@@ -144,7 +152,7 @@ class ImageRecipe(Strict):
     negative_prompt: str
     base: str
     base_hash: str
-    weights: list[WeightsChoice]
+    weights: list[ActingWeights]
     seed: Seed
     num_inference_steps: int
     guidance_scale: float

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from backend.schemas.bases import JudgesDescription
 from backend.schemas.strict import Id, Strict
 
 Preset = Literal["quick", "balanced", "thorough", "faces"]
@@ -24,6 +25,11 @@ class TrainingCreate(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
     seed: Seed | None = None
     previews: Annotated[list[PromptText], Field(max_length=4)] = Field(default_factory=list)
+    calibrate: bool | None = Field(
+        default=None,
+        description="find the scale that suits the weights afterwards, where the base model has judges; "
+        "None: as this studio is set",
+    )
     dry_run: bool = False
 
 
@@ -53,6 +59,9 @@ class TrainSpec(Strict):
     base_hash: str
     params: dict[str, Any]
     seed: Seed
+    calibration: JudgesDescription | None = Field(
+        default=None, description="who finds the scale of the weights afterwards; None: nobody"
+    )
     previews: list[str] = Field(description="prompts in encoder text: placeholders as `<token>`, at most 4")
 
 

@@ -61,6 +61,9 @@ class WeightsManifest(Strict):
     parents: list[str] = Field(default_factory=list, description="ids of the weights these were made from")
     compression: Compression | None = None
     merge: str | None = Field(default=None, description="the merge that made them of their parents")
+    scale: float = Field(
+        default=1.0, ge=0.0, le=2.0, description="what a prompt gets that names none; found by calibration"
+    )
     code_version: str
 
 

@@ -22,7 +22,7 @@ from backend.schemas.evaluations import (
 )
 from backend.schemas.generations import PinnedWeights
 from backend.schemas.trainings import PinnedConcept, PinnedFile
-from backend.services import bases, jobs, owned, paging, photos, prompts
+from backend.services import bases, jobs, mixing, owned, paging, photos, prompts
 
 QUEUE = "train_any"
 MIN_PHOTOS = 2
@@ -153,7 +153,7 @@ def _weights(session: Session, row: ConceptWeights, index: int) -> PinnedWeights
         )
     return PinnedWeights(
         file=PinnedFile(id=row.id, storage_key=row.storage_key, sha256=row.sha256),
-        scale=1.0,
+        scale=mixing.own_scale(row),
         tokens=[link.token for link in links],
         concepts=[link.concept_id for link in links],
     )

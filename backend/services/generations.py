@@ -14,6 +14,7 @@ from backend.models import Concept, ConceptWeights, Job, WeightsConcept
 from backend.schemas.bases import BaseModelInfo
 from backend.schemas.generations import (
     SCHEDULERS,
+    ActingWeights,
     Gate,
     GenerateSpec,
     GenerationCreate,
@@ -79,7 +80,7 @@ def completed(session: Session, job: Job, needed: list[Job]) -> dict[str, Any]:
     rows = list(session.scalars(made.order_by(ConceptWeights.id)))
     if len(rows) < len(needed):
         raise Invalid("What was learned for these pictures has been deleted meanwhile.", code="input_invalid")
-    added = [pinned(session, row, 1.0, None) for row in rows]
+    added = [pinned(session, row, mixing.own_scale(row)) for row in rows]
     layout = regions.with_weights(spec.layout, spec.text, added)
     spec = spec.model_copy(update={"weights": [*spec.weights, *added], "layout": layout})
     used = [each.file.id for each in spec.weights]
@@ -158,7 +159,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
     return spec, [awaited[job_id] for job_id in sorted(awaited)]
 
 
-Chosen = list[tuple[ConceptWeights, WeightsChoice]]
+Chosen = list[tuple[ConceptWeights, ActingWeights]]
 
 
 def _chosen(session: Session, owner_id: str, choices: list[WeightsChoice], pointer: str) -> Chosen:
@@ -170,7 +171,11 @@ def _chosen(session: Session, owner_id: str, choices: list[WeightsChoice], point
             raise Invalid.at(
                 f"{pointer}/weights/{place}/gate", "The method of these weights has no gate.", code="no-gate"
             )
-    return list(zip(rows, choices, strict=True))
+    return [(row, _acting(row, choice.scale, choice.gate)) for row, choice in zip(rows, choices, strict=True)]
+
+
+def _acting(row: ConceptWeights, scale: float | None = None, gate: Gate | None = None) -> ActingWeights:
+    return ActingWeights(id=row.id, scale=mixing.own_scale(row) if scale is None else scale, gate=gate)
 
 
 def _acts(session: Session, row: ConceptWeights, names: list[str], inside: set[str]) -> bool:
@@ -197,7 +202,7 @@ def _teachers(
     if not asked:
         ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
         rows = [owned.get(session, ConceptWeights, owner_id, weights_id) for weights_id in ids]
-        asked = [(row, WeightsChoice(id=row.id)) for row in rows]
+        asked = [(row, _acting(row)) for row in rows]
     mixing.require_one_edit([row for row, _ in asked], needed, f"{pointer}/prompt")
     return known, asked, needed
 

@@ -13,6 +13,11 @@ COMPOSES_FREELY = frozenset({"textual-inversion", "perfusion"})
 """Methods whose weights stand beside one another in one prompt without a merge."""
 
 
+def own_scale(row: ConceptWeights) -> float:
+    """What a prompt gets that names no scale; 1 in manifests from before there was calibration."""
+    return float(row.manifest.get("scale", 1.0))
+
+
 def require_one_edit(rows: Sequence[ConceptWeights], needed: Sequence[Job], pointer: str = "/prompt") -> None:
     """Invalid ``needs-merge`` unless the weights, and those that the trainings will make, can share a prompt: all
     compose freely, or all are text side with one vector set a word, which the worker merges in closed form. Words of

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from backend.errors import Invalid
 from backend.schemas.generations import (
+    ActingWeights,
     GenerationCreate,
     Layout,
     PinnedRegion,
     PinnedWeights,
     Region,
-    WeightsChoice,
 )
 from backend.services import prompts
 from backend.services.prompts import Placeholder
@@ -38,7 +38,7 @@ class Resolved:
 
     area: Area
     known: Mapping[str, Placeholder]
-    weights: list[WeightsChoice]
+    weights: list[ActingWeights]
 
 
 def checked(body: GenerationCreate) -> list[Area]:
@@ -89,7 +89,7 @@ def texts(prompt: str, resolved: Sequence[Resolved], rest: Mapping[str, Placehol
 
 
 def layout(
-    body: GenerationCreate, resolved: Sequence[Resolved], built: Texts, whole: list[WeightsChoice]
+    body: GenerationCreate, resolved: Sequence[Resolved], built: Texts, whole: list[ActingWeights]
 ) -> Layout:
     """The layout of the spec."""
     return Layout(
@@ -113,9 +113,9 @@ def with_weights(before: Layout | None, text: str, added: Sequence[PinnedWeights
     if before is None:
         return None
 
-    def acting(read: str, chosen: list[WeightsChoice]) -> list[WeightsChoice]:
+    def acting(read: str, chosen: list[ActingWeights]) -> list[ActingWeights]:
         new = [used for used in added if any(f"<{token}>" in read for token in used.tokens)]
-        return [*chosen, *(WeightsChoice(id=used.file.id, scale=used.scale, gate=used.gate) for used in new)]
+        return [*chosen, *(ActingWeights(id=used.file.id, scale=used.scale, gate=used.gate) for used in new)]
 
     regions = [
         each.model_copy(update={"weights": acting(each.text, each.weights)}) for each in before.regions

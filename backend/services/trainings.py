@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from backend.errors import AppError, Invalid
 from backend.models import Concept, Job
-from backend.schemas.bases import BaseModelInfo
+from backend.schemas.bases import BaseModelInfo, JudgesDescription
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.trainings import (
@@ -25,9 +27,13 @@ QUEUE = "train_any"
 PREVIEWS = 2
 
 
-def start(session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs: int = 200) -> Job:
-    """Pin everything the result depends on and enqueue it. NotFound for a foreign concept, Invalid otherwise."""
-    spec = pin(session, owner_id, body)
+def start(
+    session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs: int = 200, calibrate: bool = True
+) -> Job:
+    """Pin everything the result depends on and enqueue it; ``calibrate`` where the request does not say. NotFound for
+    a foreign concept, Invalid otherwise.
+    """
+    spec = pin(session, owner_id, body, calibrate)
     return jobs.enqueue(
         session,
         owner_id=owner_id,
@@ -41,7 +47,7 @@ def start(session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs
     )
 
 
-def pin(session: Session, owner_id: str, body: TrainingCreate) -> TrainSpec:
+def pin(session: Session, owner_id: str, body: TrainingCreate, calibrate: bool = True) -> TrainSpec:
     """The spec of a request."""
     card = _card(body.method)
     if body.preset not in card.presets:
@@ -63,6 +69,7 @@ def pin(session: Session, owner_id: str, body: TrainingCreate) -> TrainSpec:
         base_hash=base.hash,
         params=params,
         seed=body.seed if body.seed is not None else random.getrandbits(32),
+        calibration=_judges(base, rows, params, calibrate if body.calibrate is None else body.calibrate),
         previews=_previews(session, base, rows, body),
     )
 
@@ -71,6 +78,14 @@ def forecast(session: Session, owner_id: str, body: TrainingCreate) -> TrainingF
     """What the training would do and take, judged by earlier trainings of the same method on this base."""
     spec = pin(session, owner_id, body)
     return forecasts.judged(forecasts.recent(session, spec.method, spec.base), spec.params)
+
+
+def _judges(
+    base: BaseModelInfo, rows: Sequence[Concept], params: dict[str, Any], wanted: bool
+) -> JudgesDescription | None:
+    """Who calibrates; nobody where a subject has no class to compare it with, or the class itself is what is taught."""
+    nameless = any(row.kind == "subject" and not row.class_noun for row in rows)
+    return None if not wanted or nameless or params.get("word") == "class-noun" else base.judges
 
 
 def _card(name: str) -> MethodCard:

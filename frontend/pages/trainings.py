@@ -26,7 +26,8 @@ def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: For
             if text(form, "consent"):
                 agreed = ConceptPatch(consent=ConsentGiven(basis="agreed"))
                 concepts.patch(session, owner, id, agreed)
-            job = trainings.start(session, owner, body, studio.settings.max_queued_jobs)
+            settings = studio.settings
+            job = trainings.start(session, owner, body, settings.max_queued_jobs, settings.calibrate)
     except AppError as error:
         said = training_form.beside(form, error)
         return concept_page(request, studio, owner, id, errors=said, given=form, status=error.status)

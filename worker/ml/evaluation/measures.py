@@ -113,11 +113,14 @@ def draw(
     *,
     edit: TextEdit | None = None,
     installation: Installation = (),
+    scale: float = 1.0,
     first_seed: int = 0,
 ) -> Tensor:
-    """Each of ``texts`` (encoder texts) with each seed of the plan, texts outermost: [n, 3, S, S] in [-1, 1], CPU."""
+    """Each of ``texts`` (encoder texts) with each seed of the plan, texts outermost: [n, 3, S, S] in [-1, 1], CPU.
+    ``scale`` of the edit; an installation brings its own.
+    """
     description = model.description
-    edits = ((edit, 1.0),) if edit is not None else ()
+    edits = ((edit, scale),) if edit is not None else ()
     pictures = [
         Picture(
             prompt=Prompt(text, edits),
@@ -153,6 +156,15 @@ def sight(panel: Panel, pixels: Tensor) -> Sight:
 
 
 @dataclass(frozen=True)
+class _Acting:
+    """What a concept changes while its pictures are drawn; ``scale`` is the edit's."""
+
+    edit: TextEdit
+    installation: Installation
+    scale: float
+
+
+@dataclass(frozen=True)
 class Sitting:
     """An evaluation under way. ``keep`` gets every prompt's part under a name of its own; ``show`` every part's pixels
     as they are drawn, with the set ("base", "again", "own", "others") and the place of the prompt.
@@ -171,19 +183,39 @@ class Sitting:
         """
         shared = f"{target.kind}-{target.class_noun}"
         return (
-            self._set(f"base-{shared}", "base", target.plain, 0),
+            self.plain(target),
             self._set(f"again-{shared}", "again", target.plain, OTHER_SEEDS),
         )
 
+    def plain(self, target: Target) -> Sight:
+        """The base model's pictures of the class."""
+        return self._set(f"base-{target.kind}-{target.class_noun}", "base", target.plain, 0)
+
+    def own(
+        self,
+        target: Target,
+        edit: TextEdit,
+        installation: Installation = (),
+        name: str = "",
+        scale: float = 1.0,
+    ) -> Sight:
+        """Pictures of the concept, kept under ``name``."""
+        acting = _Acting(edit, installation, scale)
+        return self._set(f"own-{name}", "own", target.own, 0, acting)
+
     def taught(
-        self, target: Target, edit: TextEdit, installation: Installation = (), name: str = ""
+        self,
+        target: Target,
+        edit: TextEdit,
+        installation: Installation = (),
+        name: str = "",
+        scale: float = 1.0,
     ) -> tuple[Sight, Sight]:
         """Pictures of the concept, and of the class with the concept in place, kept under ``name``."""
+        acting = _Acting(edit, installation, scale)
         return (
-            self._set(f"own-{name}", "own", target.own, 0, edit=edit, installation=installation),
-            self._set(
-                f"others-{name}", "others", target.plain, DRIFT_SEEDS, edit=edit, installation=installation
-            ),
+            self.own(target, edit, installation, name, scale),
+            self._set(f"others-{name}", "others", target.plain, DRIFT_SEEDS, acting),
         )
 
     def _set(
@@ -192,9 +224,7 @@ class Sitting:
         which: str,
         wording: Callable[[str], str],
         first_seed: int,
-        *,
-        edit: TextEdit | None = None,
-        installation: Installation = (),
+        acting: _Acting | None = None,
     ) -> Sight:
         def part(place: int) -> Sight:
             pixels = draw(
@@ -202,8 +232,9 @@ class Sitting:
                 self.plan,
                 [wording(self.plan.prompts[place])],
                 self.run,
-                edit=edit,
-                installation=installation,
+                edit=acting.edit if acting else None,
+                installation=acting.installation if acting else (),
+                scale=acting.scale if acting else 1.0,
                 first_seed=first_seed,
             )
             self.show(which, place, pixels)
@@ -229,40 +260,13 @@ def grade(
     Without ``true`` the anchor 1 of subject similarity is the photos among themselves, each against the others.
     Raises `InputInvalid` where there is a single photo or a plan too small.
     """
-    panel, plan = sitting.panel, sitting.plan
+    plan = sitting.plan
     seeds = len(plan.image_seeds)
     if min(seeds, len(plan.prompts)) < 2 or len(photos.subject) < 2:
         raise InputInvalid("An evaluation needs two photos, two prompts and two pictures of each.")
-    likeness = "image_text" if target.kind == "style" else "subject"
-
-    def rows(seen: Sight) -> Features:
-        found: Features = getattr(seen, likeness)
-        return found
-
-    zero = protocol.mean_pairwise_cosine(rows(sights.base), rows(photos))
-    one = (
-        protocol.mean_pairwise_cosine(rows(true), rows(photos))
-        if true is not None
-        else _among_themselves(rows(photos))
-    )
-    subject = _measure(
-        protocol.mean_pairwise_cosine(rows(sights.own), rows(photos)),
-        [protocol.mean_pairwise_cosine(part, rows(photos)) for part in _by_seed(rows(sights.own), seeds)],
-        zero,
-        one,
-    )
-    texts = repeated(panel.text_features([target.plain(prompt) for prompt in plan.prompts]), seeds)
-    away = repeated(panel.text_features(unrelated(sitting.model, plan, target)), seeds)
+    subject = subject_measure(sitting, target, sights.base, sights.own, photos=photos, true=true)
+    prompt = prompt_measure(sitting, target, sights.base, sights.own)
     base = sights.base.image_text
-    prompt = _measure(
-        protocol.mean_matched_cosine(sights.own.image_text, texts),
-        [
-            protocol.mean_matched_cosine(sights.own.image_text[place::seeds], texts[place::seeds])
-            for place in range(seeds)
-        ],
-        protocol.mean_matched_cosine(base, away),
-        protocol.mean_matched_cosine(base, texts),
-    )
     drift = _measure(
         protocol.kid(sights.others.image_text, base),
         [protocol.kid(part, base) for part in _by_seed(sights.others.image_text, seeds)],
@@ -270,6 +274,46 @@ def grade(
         protocol.kid(photos.image_text, base),
     )
     return Grades(subject, prompt, drift)
+
+
+def subject_measure(
+    sitting: Sitting, target: Target, base: Sight, own: Sight, *, photos: Sight, true: Sight | None = None
+) -> Measure:
+    """Of two photos or more; for ``true`` see `grade`."""
+    likeness = "image_text" if target.kind == "style" else "subject"
+
+    def rows(seen: Sight) -> Features:
+        found: Features = getattr(seen, likeness)
+        return found
+
+    return _measure(
+        protocol.mean_pairwise_cosine(rows(own), rows(photos)),
+        [
+            protocol.mean_pairwise_cosine(part, rows(photos))
+            for part in _by_seed(rows(own), len(sitting.plan.image_seeds))
+        ],
+        protocol.mean_pairwise_cosine(rows(base), rows(photos)),
+        protocol.mean_pairwise_cosine(rows(true), rows(photos))
+        if true is not None
+        else _among_themselves(rows(photos)),
+    )
+
+
+def prompt_measure(sitting: Sitting, target: Target, base: Sight, own: Sight) -> Measure:
+    """Whether the concept's pictures show what the prompts say, as far as the base model's do."""
+    panel, plan = sitting.panel, sitting.plan
+    seeds = len(plan.image_seeds)
+    texts = repeated(panel.text_features([target.plain(prompt) for prompt in plan.prompts]), seeds)
+    away = repeated(panel.text_features(unrelated(sitting.model, plan, target)), seeds)
+    return _measure(
+        protocol.mean_matched_cosine(own.image_text, texts),
+        [
+            protocol.mean_matched_cosine(own.image_text[place::seeds], texts[place::seeds])
+            for place in range(seeds)
+        ],
+        protocol.mean_matched_cosine(base.image_text, away),
+        protocol.mean_matched_cosine(base.image_text, texts),
+    )
 
 
 def _measure(raw: float, per_seed: Sequence[float], zero: float, one: float) -> Measure:

@@ -1,0 +1,146 @@
+"""After a training: at which scale are the weights themselves and still do what the prompt says?
+
+What a training learns usually overshoots: at its full scale the surroundings suffer and the judges read the class less
+surely, while at a smaller one the subject is as much itself. Where that is differs between concepts. So a few pictures
+are drawn at several scales, with prompts and seeds that no evaluation of ours uses, and the scale with the highest
+harmonic mean of subject and prompt similarity is kept: the criterion by which Perfusion chooses among checkpoints
+(Tewel et al. 2023, arXiv 2305.01644; methods.md 10.2), for the price of some pictures and no further training. The
+scale is the one of `worker.ml.conditioning`: it moves V* and multiplies changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, harmonic_mean
+
+from backend.schemas.bases import JudgesDescription
+from backend.schemas.calibration import Calibration, CalibrationPoint
+from worker.ml.concept_weights import ConceptWeights
+from worker.ml.errors import InputInvalid
+from worker.ml.evaluation.measures import (
+    Plan,
+    Sight,
+    Sitting,
+    Target,
+    photo_pixels,
+    prompt_measure,
+    sight,
+    subject_measure,
+)
+from worker.ml.evaluation.panel import Panel
+from worker.ml.families.base import DiffusionModel
+from worker.ml.readers import reader_of
+from worker.ml.run import Run
+from worker.ml.training.lessons import ConceptExamples
+
+SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Tried first; then the middles between the best of them and its neighbours."""
+TRIES = len(SCALES) + 2
+SUBJECT_PROMPTS = (
+    "a photo of a {} at night",
+    "a photo of a {} in the forest",
+    "a photo of a {} in the desert",
+    "a photo of a {} at sunset",
+)
+STYLE_PROMPTS = (
+    "a house in the style of {}",
+    "a car in the style of {}",
+    "a tree in the style of {}",
+    "a dog in the style of {}",
+)
+IMAGE_SEEDS = (11, 12)
+MOST_STEPS = 12
+
+
+@dataclass(frozen=True)
+class _Pupil:
+    """A concept of the weights, and what the judges see of its photos and of the base's pictures of its class."""
+
+    target: Target
+    sitting: Sitting
+    photos: Sight
+    base: Sight
+
+
+@dataclass
+class _Search:
+    """The points so far; ``score`` the mean over concepts of the harmonic mean of both, each kept within 0..1."""
+
+    points: dict[float, CalibrationPoint] = field(default_factory=dict)
+    scores: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float:
+        """Of equals the largest: it changes least of what was learned."""
+        return max(self.scores, key=lambda scale: (self.scores[scale], scale))
+
+
+def calibrated(
+    model: DiffusionModel,
+    panel: Panel,
+    judges: JudgesDescription,
+    weights: ConceptWeights,
+    concepts: Sequence[ConceptExamples],
+    *,
+    run: Run,
+) -> tuple[ConceptWeights, Calibration]:
+    """The weights with the scale in their manifest, and how it was found. ``run.step("images", ...)`` as pictures are
+    drawn. Raises `InputInvalid` where the judges cannot tell, what `Run.step` raises, `PromptTooLong`.
+    """
+    pupils = [_pupil(model, panel, each, run) for each in concepts]
+    reader = reader_of(weights)
+    edit, installation = reader.edit(model, weights), reader.installation(model, weights)
+    search = _Search()
+
+    def look(scale: float) -> None:
+        subjects, prompts, scores = [], [], []
+        for pupil in pupils:
+            put = ((installation, scale),) if installation is not None else ()
+            own = pupil.sitting.own(pupil.target, edit, put, scale=scale)
+            subject = subject_measure(pupil.sitting, pupil.target, pupil.base, own, photos=pupil.photos).value
+            prompt = prompt_measure(pupil.sitting, pupil.target, pupil.base, own).value
+            if subject is None or prompt is None:
+                raise InputInvalid("The judges see no difference between the concept and its class.")
+            subjects.append(subject)
+            prompts.append(prompt)
+            scores.append(harmonic_mean([min(max(each, 0.0), 1.0) for each in (subject, prompt)]))
+        search.points[scale] = CalibrationPoint(
+            scale=scale, subject_similarity=fmean(subjects), prompt_similarity=fmean(prompts)
+        )
+        search.scores[scale] = fmean(scores)
+
+    for scale in SCALES:
+        look(scale)
+    at = SCALES.index(search.best)
+    for neighbour in SCALES[max(at - 1, 0) : at] + SCALES[at + 1 : at + 2]:
+        look(round((SCALES[at] + neighbour) / 2, 3))
+    found = Calibration(
+        scale=search.best,
+        points=[search.points[scale] for scale in sorted(search.points)],
+        prompts=[prompt for pupil in pupils[:1] for prompt in pupil.sitting.plan.prompts],
+        image_seeds=list(IMAGE_SEEDS),
+        judges=judges,
+    )
+    manifest = weights.manifest.model_copy(update={"scale": found.scale})
+    return ConceptWeights(manifest, weights.tensors), found
+
+
+def parts_of(concepts: int) -> int:
+    """The most drawings that `calibrated` makes: one a prompt, scale and concept, and the base's."""
+    return concepts * len(SUBJECT_PROMPTS) * (TRIES + 1)
+
+
+def _pupil(model: DiffusionModel, panel: Panel, concept: ConceptExamples, run: Run) -> _Pupil:
+    target = Target(concept.token, concept.class_noun, concept.kind)
+    prompts = STYLE_PROMPTS if concept.kind == "style" else SUBJECT_PROMPTS
+    steps = min(MOST_STEPS, model.description.defaults.num_inference_steps)
+    sitting = Sitting(model, panel, Plan(prompts, IMAGE_SEEDS, steps), run)
+    try:
+        panel.text_features([target.plain(prompt) for prompt in prompts])
+    except ValueError:
+        raise InputInvalid("The name of the class is longer than the judge can read.") from None
+    photos = sight(panel, photo_pixels(concept.photos, model.description.resolution))
+    if len(photos.subject) < 2:
+        raise InputInvalid("There is a single photo, and nothing to compare with.")
+    return _Pupil(target, sitting, photos, sitting.plain(target))
