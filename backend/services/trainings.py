@@ -28,7 +28,7 @@ PREVIEWS = 2
 
 
 def start(
-    session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs: int = 200, calibrate: bool = True
+    session: Session, owner_id: str, body: TrainingCreate, max_queued_jobs: int = 200, calibrate: bool = False
 ) -> Job:
     """Pin everything the result depends on and enqueue it; ``calibrate`` where the request does not say. NotFound for
     a foreign concept, Invalid otherwise.
@@ -47,7 +47,7 @@ def start(
     )
 
 
-def pin(session: Session, owner_id: str, body: TrainingCreate, calibrate: bool = True) -> TrainSpec:
+def pin(session: Session, owner_id: str, body: TrainingCreate, calibrate: bool = False) -> TrainSpec:
     """The spec of a request."""
     card = _card(body.method)
     if body.preset not in card.presets:

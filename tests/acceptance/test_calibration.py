@@ -1,0 +1,37 @@
+"""A training of the studio as it comes is calibrated, and what it found is what a prompt gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2 as httpx
+
+from tests.acceptance.jobs import base_available, finished
+from tests.acceptance.studios import EMBEDDED_COMMANDS, embedded, started
+
+FEW = {"steps": 40, "batch_size": 2, "prior_images": 4, "prior_steps": 4, "preview_every": 0}
+
+
+def test_the_scale_that_was_found_is_what_a_prompt_gets(tmp_path: Path) -> None:
+    studio = embedded(tmp_path, MOONGATE_CALIBRATE="true")
+    with started(EMBEDDED_COMMANDS, studio), httpx.Client(base_url=studio.api, timeout=90) as client:
+        base_available(client)
+        concept = client.post("/samples/stark").raise_for_status().json()
+        body = {"concepts": [concept["id"]], "preset": "quick", "params": FEW, "seed": 3}
+        job = finished(client, client.post("/trainings", json=body).raise_for_status().json())
+        weights = client.get(f"/weights/{job['result']['weights']}").raise_for_status().json()
+        told = weights["report"]["calibration"]
+        assert told["scale"] == weights["manifest"]["scale"]
+        assert told["scale"] in [point["scale"] for point in told["points"]]
+        asked = {"prompt": "a photo of @stark", "num_images": 1, "num_inference_steps": 2}
+        plain = finished(client, client.post("/generations", json=asked).raise_for_status().json())
+        image = client.get(f"/images/{plain['result']['images'][0]}").raise_for_status().json()
+        assert [used["scale"] for used in image["recipe"]["weights"]] == [told["scale"]]
+        own = {**asked, "weights": [{"id": weights["id"], "scale": 0.3}]}
+        stated = finished(client, client.post("/generations", json=own).raise_for_status().json())
+        image = client.get(f"/images/{stated['result']['images'][0]}").raise_for_status().json()
+        assert [used["scale"] for used in image["recipe"]["weights"]] == [0.3]
+        unasked = {**body, "calibrate": False, "params": {**FEW, "steps": 2}}
+        job = finished(client, client.post("/trainings", json=unasked).raise_for_status().json())
+        weights = client.get(f"/weights/{job['result']['weights']}").raise_for_status().json()
+        assert (weights["manifest"]["scale"], "calibration" in weights["report"]) == (1.0, False)
