@@ -127,7 +127,7 @@ def as_text_edit(model: DiffusionModel, each: MergeInput) -> TextEdit:
             f"{further[0]} among them. Their input is the picture, so no text can hold them: the closed form "
             "cannot take them."
         )
-    return TextEdit(edit.tokens, {**edit.sites, **sites}, edit.negative, edit.gated, edit.locks_keys)
+    return TextEdit(edit.tokens, {**edit.sites, **sites}, edit.negative, edit.gated, edit.locked_words)
 
 
 def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChange]:
@@ -136,7 +136,7 @@ def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChang
     """
     reader, named = reader_of(each.weights), words_of(each)
     edit, installation = reader.edit(model, each.weights), reader.installation(model, each.weights)
-    if edit.gated or edit.locks_keys or isinstance(reader.deltas(model, each.weights), NotAdditive):
+    if edit.gated or edit.locked_words or isinstance(reader.deltas(model, each.weights), NotAdditive):
         raise MethodUnsupported(
             f"The weights of {named} open a gate at their word and are no change of matrices: they cannot be added. "
             "The closed form takes them."

@@ -50,6 +50,17 @@ class PerfusionParams(Strict):
     ] = 50
 
 
+class WordGate(Strict):
+    """How one word is drawn: its gate, what it locks, and the scale of its part. Trained weights have one for all of
+    their words, among the parameters; merged ones have ``gates`` there, {word: gate}.
+    """
+
+    bias: Annotated[float, Field(ge=0, le=2)]
+    temperature: Annotated[float, Field(gt=0, le=10)]
+    locking: Literal["local", "global"]
+    scale: float = 1.0
+
+
 PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
     "quick": {"steps": 60},
     "balanced": {"steps": 100},
