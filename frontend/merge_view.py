@@ -163,6 +163,9 @@ def _sentence(report: MergeReport, names: str) -> str:
     if not report.verified:
         return "The merge did not pass its verification, so nothing of it is used."
     named = names or "The concepts"
+    if report.residual is None and report.residual_of_change is not None:
+        missing = phrases.fine(report.residual_of_change)
+        return f"{named} are one set of weights now; of what they learned, {missing} is missing in the worst layer."
     if report.residual is None:
         return f"{named} are one set of weights now; whether each is still itself, only pictures can say."
     kept = f"{named} keep what they learned to within {phrases.fine(report.residual)}"

@@ -246,6 +246,11 @@ def test_a_report_of_a_sum_claims_nothing_of_the_words() -> None:
     assert "keep" not in shown.sentence
     assert {each.name: each.value for each in shown.numbers} == {"Cut off": "12.5 %"}
     assert all(each.meaning.endswith(".") for each in shown.numbers)
+    fitted = MergeReport(
+        merge="gradient-fusion", inputs=[], verified=True, residual_of_change=0.041, drift=0.1
+    )
+    said = merge_view.of_report(fitted, ["Stark", "Mia"]).sentence
+    assert said.endswith("of what they learned, 4.1 % is missing in the worst layer.")
 
 
 def test_the_prompt_without_the_others(client: TestClient, api: Api, workshop: Workshop) -> None:

@@ -1,6 +1,15 @@
 """The table of merges: name -> card. Adding a merge is one file beside this and one row here (CONTRIBUTING)."""
 
-from backend.schemas.merges import closed_form, dare, linear, lora_svd, perfusion_gates, svdiff_sum, ties
+from backend.schemas.merges import (
+    closed_form,
+    dare,
+    gradient_fusion,
+    linear,
+    lora_svd,
+    perfusion_gates,
+    svdiff_sum,
+    ties,
+)
 from backend.schemas.merges.card import MergeCard
 
 MERGE_CARDS: dict[str, MergeCard] = {
@@ -13,5 +22,6 @@ MERGE_CARDS: dict[str, MergeCard] = {
         svdiff_sum.CARD,
         lora_svd.CARD,
         perfusion_gates.CARD,
+        gradient_fusion.CARD,
     )
 }
