@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "textual-inversion": [{"vectors": 2, "per_layer": True}],
     "lora": [
         {"attention": "key-value"},
+        {"basis": "orthogonal", "first_column": 8, "train_token": True},
         {
             "attention": "none",
             "feed_forward": True,

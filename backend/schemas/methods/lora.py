@@ -32,6 +32,25 @@ class LoraParams(Strict):
     alpha: Annotated[
         float, Field(ge=0, le=4096, description="the change is multiplied by alpha / rank; 0: alpha = rank")
     ] = 0.0
+    basis: Annotated[
+        Literal["learned", "orthogonal"],
+        Field(
+            description="directions of the input that a change sees: learned, or columns of a fixed basis, of which "
+            "concepts that shall be added up have different ones"
+        ),
+    ] = "learned"
+    first_column: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65535,
+            description="of the orthogonal basis; as many as the rank are taken, another concept starts behind them",
+        ),
+    ] = 0
+    basis_seed: Annotated[
+        int,
+        Field(ge=0, lt=2**31, description="of the orthogonal basis; the same for all that shall be added up"),
+    ] = 0
     attention: Annotated[
         Literal["all", "cross", "key-value", "none"],
         Field(description="attention layers; key-value alone is text side: nothing has to be installed"),

@@ -26,6 +26,7 @@ from worker.ml.low_rank import LowRankChange, stacked
 from worker.ml.merge_inputs import (
     as_changes,
     check_inputs,
+    columns_of,
     described,
     merged_manifest,
     renaming_notes,
@@ -33,6 +34,7 @@ from worker.ml.merge_inputs import (
 )
 from worker.ml.merge_sums import NOTHING_PROVEN, scaled_words
 from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.orthogonal_basis import column_notes
 from worker.ml.run import Run
 
 METHOD = "lora"
@@ -86,11 +88,12 @@ class LoraSVD:
         manifest = merged_manifest(
             model, self.name, "text" if text_side else "weights", inputs, params.model_dump(mode="json")
         ).model_copy(update={"method": METHOD})
+        columns = [] if params.rank else column_notes([columns_of(each) for each in inputs])
         report = MergeReport(
             merge=self.name,
             inputs=described(inputs),
             verified=True,
-            notes=[*renaming_notes(inputs), NOTHING_PROVEN],
+            notes=[*renaming_notes(inputs), NOTHING_PROVEN, *columns],
             discarded_energy=discarded(kept, whole),
             seconds=time.monotonic() - began,
             sites=sites,

@@ -9,7 +9,12 @@ Keys and values of the cross-attention alone are text side: a `TextEdit` with lo
 side: two thin layers beside each frozen one while it is trained (`worker.ml.low_rank.beside`), installed dense when
 used.
 
-Departures: pivotal tuning learns word and layers in one go, where cloneofsimo's has two stages.
+With ``basis`` "orthogonal" (Orthogonal Adaptation, Po et al., CVPR 2024, arXiv 2312.02432; methods.md 13.2) A is fixed:
+columns of a basis that all concepts share (`worker.ml.orthogonal_basis`), others for every concept. B alone is learnt.
+
+Departures: fixed rows of A are as long as learned ones start, ``sqrt(in) / r``, so that rates mean the same, where the
+paper has unit vectors and a word with vectors for every layer. Pivotal tuning learns word and layers in one go, where
+cloneofsimo's has two stages.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from worker.ml.families.base import DiffusionModel, encoder_modules
 from worker.ml.installation import WeightEdit
 from worker.ml.low_rank import LowRankChange, beside, factor_shapes, matrix_shape
 from worker.ml.module_changes import Modules, Part, not_usable, read_changes, weight_edit
+from worker.ml.orthogonal_basis import basis_columns
 from worker.ml.run import Run
 from worker.ml.stored_changes import read_change
 from worker.ml.streams import rng
@@ -61,6 +67,8 @@ class Lora:
         recipe.check()
         modules = chosen_modules(model, params)
         check_rank(modules, params.rank)
+        if params.basis == "orthogonal":
+            check_columns(modules, params)
         text_side = side(params) == "text"
         changes = {key: untrained(module, key, params, seed) for key, module in modules.items()}
         sites = {key.removeprefix("site."): change for key, change in changes.items()} if text_side else {}
@@ -72,7 +80,9 @@ class Lora:
             for part, tensor in (("down", change.down), ("up", change.up))
         }
         words = {f"token.{name}.learned": rows.learned for name, rows in edit.tokens.items()}
-        trained = {**factors, **(words if params.train_token else {})}
+        fixed = {name for name in factors if params.basis == "orthogonal" and name.endswith(".down")}
+        free = {name: tensor for name, tensor in factors.items() if name not in fixed}
+        trained = {**free, **(words if params.train_token else {})}
         for tensor in trained.values():
             tensor.requires_grad_(True)
 
@@ -151,11 +161,30 @@ def check_rank(modules: Mapping[str, torch.nn.Module], rank: int) -> None:
         )
 
 
+def check_columns(modules: Mapping[str, torch.nn.Module], params: LoraParams) -> None:
+    """Raises `InputInvalid` where a layer reads too few numbers to have the columns that are asked for."""
+    read = {key: matrix_shape(module.get_parameter("weight"))[1] for key, module in modules.items()}
+    narrow = min(read, key=lambda key: read[key])
+    if params.first_column + params.rank > read[narrow]:
+        raise InputInvalid(
+            f"Columns {params.first_column} to {params.first_column + params.rank - 1} are asked for, and "
+            f"{narrow.partition('.')[2]} reads {read[narrow]} numbers only: at rank {params.rank} the first column is "
+            f"at most {read[narrow] - params.rank}."
+        )
+
+
 def untrained(module: torch.nn.Module, key: str, params: LoraParams, seed: int) -> LowRankChange:
-    """A from N(0, 1 / r^2), drawn by seed and name; B = 0; fp32 on the device."""
+    """A from N(0, 1 / r^2), drawn by seed and name, or columns of the orthogonal basis, equally long; B = 0; fp32 on
+    the device.
+    """
     weight = module.get_parameter("weight")
     down_shape, up_shape = factor_shapes(weight, params.rank)
-    down = torch.randn(down_shape, generator=rng(seed, f"lora/{key}", 0)) / params.rank
+    if params.basis == "orthogonal":
+        width = matrix_shape(weight)[1]
+        columns = basis_columns(width, params.first_column, params.rank, params.basis_seed)
+        down = (columns.T * (width**0.5 / params.rank)).reshape(down_shape).float()
+    else:
+        down = torch.randn(down_shape, generator=rng(seed, f"lora/{key}", 0)) / params.rank
     return LowRankChange(down.to(weight.device), torch.zeros(up_shape, device=weight.device), scale(params))
 
 
