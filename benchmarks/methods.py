@@ -74,7 +74,7 @@ def entry_of(bench: Bench, method: str, preset: str, params: dict[str, Any], var
     card = CARDS[method]
     known = card.params_type.model_fields
     changed = {name: value for name, value in bench.spec.get("params", {}).items() if name in known}
-    made = card.params_type(**{**card.presets[preset], **params, **changed})
+    made = card.params_type(**{**card.presets_for(bench.model.description)[preset], **params, **changed})
     return Entry(method, preset, made.model_dump(mode="json"), variant)
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from backend.schemas.bases import SHIPPED, Backbone
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import Preset
 from backend.schemas.weights import Compression
@@ -270,12 +271,16 @@ def test_zero_of_what_must_be_something_is_refused(method: str, name: str) -> No
             params_type(**{name: 0})
 
 
+@pytest.mark.parametrize("backbone", get_args(Backbone))
 @pytest.mark.parametrize("method", CARDS)
-def test_presets_are_valid_parameters(method: str) -> None:
+def test_presets_of_every_backbone_are_valid_parameters(method: str, backbone: Backbone) -> None:
     card = CARDS[method]
-    assert {"quick", "balanced", "thorough"} <= set(card.presets) <= set(get_args(Preset))
-    for preset in card.presets.values():
-        assert card.side(card.params_type.model_validate(preset)) in {"text", "weights"}
+    assert set(card.presets) == set(get_args(Backbone))
+    presets = card.presets[backbone]
+    assert {"quick", "balanced", "thorough"} <= set(presets) <= set(get_args(Preset))
+    assert list(presets) == list(card.presets[SHIPPED])  # a preset's name is one on every base
+    sides = [card.side(card.params_type.model_validate(preset, strict=True)) for preset in presets.values()]
+    assert set(sides) <= {"text", "weights"}
 
 
 def test_the_analysis_names_every_changed_layer(case: Case) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backend.schemas.methods.card import MethodCard
-from backend.schemas.methods.prior_source import Prior
+from backend.schemas.methods.card import MethodCard, Presets
+from backend.schemas.methods.prior_source import DRAWN, FEW_DRAWN, Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Collages,
@@ -57,7 +57,7 @@ class LohaParams(Strict):
         return False
 
 
-PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+SMALL: Presets = {
     "quick": {
         "steps": 150,
         "learning_rate": 2e-3,
@@ -74,6 +74,14 @@ PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
         "prior_images": 48,
     },
 }
+STABLE_DIFFUSION: Presets = {
+    "quick": {"steps": 400, "rank": 8, "alpha": 4.0, "learning_rate": 2e-4, **FEW_DRAWN},
+    "balanced": {"steps": 800, "rank": 8, "alpha": 4.0, "learning_rate": 2e-4, **DRAWN},
+    "thorough": {"steps": 1600, "rank": 16, "alpha": 8.0, "learning_rate": 2e-4, **DRAWN},
+}
+"""Rate, rank and alpha are those of LyCORIS's example for SD 1.x, and so is the batch of eight (here four photos and
+four prior images); steps are DreamBooth's.
+"""
 
 
 def side(params: LohaParams) -> Literal["text", "weights"]:
@@ -92,6 +100,6 @@ CARD = MethodCard(
     min_photos=3,
     max_photos=100,
     params_type=LohaParams,
-    presets=PRESETS,
+    presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
 )
