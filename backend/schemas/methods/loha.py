@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from backend.schemas.methods.attention_adapter import AttentionAdapterParams, side
 from backend.schemas.methods.card import MethodCard, Presets
-from backend.schemas.methods.prior_source import DRAWN, FEW_DRAWN, Prior
-from backend.schemas.methods.shared_parameters import (
-    BatchSize,
-    Collages,
-    Flip,
-    MaxGradNorm,
-    PreviewEvery,
-    PriorImages,
-    PriorSteps,
-    PriorWeight,
-)
-from backend.schemas.strict import Strict
+from backend.schemas.methods.prior_source import DRAWN, FEW_DRAWN
 
 
-class LohaParams(Strict):
+class LohaParams(AttentionAdapterParams):
     """Hyper-parameters; LyCORIS's usual values for SD 1.x stand in the descriptions."""
 
-    steps: Annotated[int, Field(ge=1, le=20000, description="optimiser steps (usual: 500)")] = 500
-    batch_size: BatchSize = 4
     rank: Annotated[
         int, Field(ge=1, le=256, description="of both matrices; their product may have the square of it")
     ] = 4
-    alpha: Annotated[
-        float, Field(ge=0, le=4096, description="the change is multiplied by alpha / rank; 0: alpha = rank")
-    ] = 0.0
-    attention: Annotated[
-        Literal["all", "cross", "key-value"],
-        Field(description="attention layers; key-value alone is text side: nothing has to be installed"),
-    ] = "all"
-    learning_rate: Annotated[float, Field(gt=0, le=0.1, description="of the factors (usual: 1e-4)")] = 1e-4
-    token_learning_rate: Annotated[
-        float,
-        Field(ge=0, le=1.0, description="of the word's vector; 0: it stays the rare word it starts from"),
-    ] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW decay of the factors")] = 0.01
-    prior: Prior = "generated"
-    prior_weight: PriorWeight = 1.0
-    prior_images: PriorImages = 24
-    prior_steps: PriorSteps = 12
-    flip: Flip = True
-    collages: Collages = 0.0
-    max_grad_norm: MaxGradNorm = 1.0
-    preview_every: PreviewEvery = 50
-
-    @property
-    def text_encoder(self) -> bool:
-        """It is never trained."""
-        return False
 
 
 SMALL: Presets = {
@@ -82,11 +44,6 @@ STABLE_DIFFUSION: Presets = {
 """Rate, rank and alpha are those of LyCORIS's example for SD 1.x, and so is the batch of eight (here four photos and
 four prior images); steps are DreamBooth's.
 """
-
-
-def side(params: LohaParams) -> Literal["text", "weights"]:
-    """Keys and values of the cross-attention alone are text side."""
-    return "text" if params.attention == "key-value" else "weights"
 
 
 CARD = MethodCard(
