@@ -53,6 +53,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "alpha": 6.0,
         },
     ],
+    "loha": [{"attention": "key-value"}],
+    "lokr": [{"attention": "key-value"}, {"rank": 2, "factor": 4, "alpha": 6.0}],
     "dreambooth": [{"text_encoder": True, "ema_decay": 0.9, "gradient_checkpointing": True}],
     "perfusion": [{"locking": "global"}],
     "svdiff": [{"layers": "key-value"}, {"layers": "cross", "text_encoder": True}],

@@ -47,6 +47,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "dreambooth": {"steps": 800, "batch_size": 1, "learning_rate": 5e-6, "prior_weight": 1.0},
     "lora": {"steps": 800, "batch_size": 1, "learning_rate": 1e-4, "rank": 4, "alpha": 0.0},
     "loha": {"batch_size": 4, "learning_rate": 2e-4, "rank": 8, "alpha": 4.0},
+    "lokr": {"batch_size": 4, "learning_rate": 2e-4, "rank": 1024, "factor": 8},
     "svdiff": {"steps": 1000, "batch_size": 1, "learning_rate": 1e-3, "gain_learning_rate": 1e-6},
     "perfusion": {"steps": 400, "learning_rate": 0.03, "token_learning_rate": 0.006},
     "rank-one": {"steps": 32, "strength": 8.0},
