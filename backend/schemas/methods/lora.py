@@ -38,6 +38,10 @@ class LoraParams(Strict):
     ] = "all"
     feed_forward: Annotated[bool, Field(description="the feed-forward layers behind attention too")] = False
     convolution: Annotated[bool, Field(description="the convolutions between attention layers too")] = False
+    use_dora: Annotated[
+        bool,
+        Field(description="DoRA: learn the length of each row of a matrix by itself, beside its direction"),
+    ] = False
     text_encoder: Annotated[bool, Field(description="the attention of the text encoder too")] = False
     train_token: Annotated[bool, Field(description="learn the word's vector as well (pivotal tuning)")] = (
         False
