@@ -115,4 +115,10 @@ def _thin_changes(model: DiffusionModel, each: MergeInput) -> dict[str, LowRankC
             "The sum takes them."
         )
     changes = as_changes(model, each)
-    return {path: change for path, change in changes.items() if isinstance(change, LowRankChange)}
+    thin = {path: change for path, change in changes.items() if isinstance(change, LowRankChange)}
+    if len(thin) < len(changes):
+        raise MethodUnsupported(
+            f"The weights of {words_of(each)} were made by DoRA: the lengths of the matrices' rows belong to what they "
+            "learned, and no thin change holds them. The sum takes them."
+        )
+    return thin

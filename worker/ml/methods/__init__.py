@@ -12,6 +12,7 @@ from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
 from worker.ml.methods.loha import Loha
+from worker.ml.methods.lokr import Lokr
 from worker.ml.methods.lora import Lora
 from worker.ml.methods.perfusion import Perfusion
 from worker.ml.methods.rank_one import RankOne
@@ -29,6 +30,7 @@ METHODS: dict[str, Method] = {
         RankOne(),
         SVDiff(),
         Loha(),
+        Lokr(),
     )
 }
 
