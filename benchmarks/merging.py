@@ -45,7 +45,7 @@ class TextAndMatrices(StableDiffusion):
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         channels = {"block_out_channels": (32,), "norm_num_groups": 8}
         super().__init__(
-            described("matrices", 64, 77),
+            described("matrices", "stable-diffusion", 64, 77),
             tokenizer=tokenizer,
             text_encoder=CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, **ids, **text)),
             autoencoder=AutoencoderKL(**channels),

@@ -46,7 +46,7 @@ def trainee_of(model: DiffusionModel, method: str, folder: Path, **overrides: An
     """As the Balanced preset trains the first sample subject."""
     card = CARDS[method]
     known = {name: value for name, value in overrides.items() if name in card.params_type.model_fields}
-    params = card.params_type(**{**card.presets["balanced"], **known})
+    params = card.params_type(**{**card.presets_for(model.description)["balanced"], **known})
     concept = ConceptExamples("stark", "dog", "subject", PHOTOS)
     return METHODS[method].trainee(
         model, [concept], params, seed=SEED, prior_dir=folder, previews=[], run=InProcessRun()
@@ -121,7 +121,14 @@ def one_step_memory(method: str, pixels: int) -> dict[str, Any]:
     model.description = model.description.model_copy(update={"resolution": pixels})
     with tempfile.TemporaryDirectory() as folder:
         trainee = trainee_of(
-            model, method, Path(folder), batch_size=1, augment=False, prior="none", prior_weight=0.0
+            model,
+            method,
+            Path(folder),
+            batch_size=1,
+            augment=False,
+            prior="none",
+            prior_weight=0.0,
+            gradient_checkpointing=False,
         )
         set_back_peak()
         with trainee.installed():

@@ -74,7 +74,7 @@ def entry_of(bench: Bench, method: str, preset: str, params: dict[str, Any], var
     card = CARDS[method]
     known = card.params_type.model_fields
     changed = {name: value for name, value in bench.spec.get("params", {}).items() if name in known}
-    made = card.params_type(**{**card.presets[preset], **params, **changed})
+    made = card.params_type(**{**card.presets_for(bench.model.description)[preset], **params, **changed})
     return Entry(method, preset, made.model_dump(mode="json"), variant)
 
 
@@ -120,8 +120,11 @@ def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None
 
 
 def is_current(bench: Bench, entry: Entry, result: dict[str, Any]) -> bool:
-    """Whether the result is of this base, these judges and these parameters."""
-    return bench.is_current(result) and result["params"] == entry.params
+    """Whether the result is of this base, these judges and these parameters; one that is younger than the result had
+    its default.
+    """
+    known = CARDS[entry.method].params_type(**result["params"]).model_dump(mode="json")
+    return bench.is_current(result) and known == entry.params
 
 
 def measured(bench: Bench, entry: Entry, taught: Taught) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class Studio:
         return self.loaded[key]
 
     def _train(self, method: str, group: Sequence[Taught], changed: dict[str, Any]) -> ConceptWeights:
-        card, run = CARDS[method], InProcessRun()
-        params = card.params_type(**checked(card, self.bench.spec["preset"], changed, len(group)))
+        card, base, run = CARDS[method], self.bench.model.description, InProcessRun()
+        params = card.params_type(**checked(card, base, self.bench.spec["preset"], changed, len(group)))
         trainee = METHODS[method].trainee(
             self.bench.model,
             [one.examples for one in group],

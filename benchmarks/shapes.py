@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from backend.schemas.bases import BaseDescription, SamplingDefaults
+from backend.schemas.bases import Backbone, BaseDescription, SamplingDefaults
 from backend.schemas.methods import CARDS
 from worker.ml.families.stable_diffusion import StableDiffusion
 
@@ -36,7 +36,7 @@ def byte_tokenizer(positions: int) -> CLIPTokenizer:
     )
 
 
-def described(name: str, resolution: int, positions: int) -> BaseDescription:
+def described(name: str, backbone: Backbone, resolution: int, positions: int) -> BaseDescription:
     """A base model of no hash."""
     return BaseDescription(
         id=name,
@@ -51,12 +51,14 @@ def described(name: str, resolution: int, positions: int) -> BaseDescription:
         prompt_limit_tokens=positions,
         tokenizer_json="",
         example_prompts=EXAMPLES,
+        backbone=backbone,
     )
 
 
 def build(
     *,
     name: str,
+    backbone: Backbone,
     resolution: int,
     positions: int,
     prediction_type: str,
@@ -68,7 +70,7 @@ def build(
     tokenizer = byte_tokenizer(positions)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return StableDiffusion(
-        described(name, resolution, positions),
+        described(name, backbone, resolution, positions),
         tokenizer=tokenizer,
         text_encoder=CLIPTextModel(CLIPTextConfig(max_position_embeddings=positions, **ids, **text)),
         autoencoder=AutoencoderKL(sample_size=resolution, latent_channels=4, **autoencoder),
@@ -82,6 +84,7 @@ def toyworld() -> StableDiffusion:
     """The shape of the shipped base model at 64 px."""
     return build(
         name="toyworld-shape",
+        backbone="small",
         resolution=64,
         positions=40,
         prediction_type="v_prediction",
@@ -116,6 +119,7 @@ def sd15() -> StableDiffusion:
     """The shape of Stable Diffusion 1.5 at 512 px: 860 million parameters in the denoiser."""
     return build(
         name="sd15-shape",
+        backbone="stable-diffusion",
         resolution=512,
         positions=77,
         prediction_type="epsilon",

@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from backend.schemas.methods import CARDS
-from backend.schemas.methods.custom_diffusion import PRESETS, CustomDiffusionParams
 from benchmarks.environment import environment
 from benchmarks.fine_tune_all import fine_tuned
 from benchmarks.grading import Bench, acting, calibrated_by, graded, save_sheet, strip
@@ -53,10 +52,9 @@ def params_of(bench: Bench, method: str) -> Any:
     """The parameters of one entry of the experiment; "fine-tune-all" has Custom Diffusion's."""
     choice = dict(bench.spec["methods"][method])
     preset, name = choice.pop("preset", None), choice.pop("method", method)
-    if name == "fine-tune-all":
-        return CustomDiffusionParams(**{**(PRESETS[preset] if preset else {}), **choice})
-    card = CARDS[name]
-    return card.params_type(**{**(card.presets[preset] if preset else {}), **choice})
+    card = CARDS["custom-diffusion" if name == "fine-tune-all" else name]
+    presets = card.presets_for(bench.model.description)
+    return card.params_type(**{**(presets[preset] if preset else {}), **choice})
 
 
 @contextmanager

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Any
 from urllib.parse import urlencode
 
-from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from backend.errors import AppError, Invalid
@@ -19,7 +17,7 @@ from backend.schemas.merges.requests import MergeCreate
 from backend.services import concepts, method_params
 from frontend import method_fields, phrases
 from frontend.asking import text, valid
-from frontend.method_fields import PREFIX, FieldView, Given
+from frontend.method_fields import PREFIX, FieldView, Given, Parameters
 
 CONCEPT = "c"
 VERSION, STRENGTH = "v.", "s."
@@ -27,14 +25,6 @@ VERSION, STRENGTH = "v.", "s."
 MOST_CONCEPTS = 200
 USUAL = str(MergeCreate.model_fields["method"].default)
 TOO_FEW = "Choose at least two concepts."
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A merge as the fields of the fold see it: its defaults are its only preset."""
-
-    params_type: type[BaseModel]
-    presets: Mapping[Any, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -135,7 +125,7 @@ def wanted(session: Session, owner: str, given: Given) -> MergeCreate:
 
 def beside(given: Given, error: AppError) -> dict[str, str]:
     """What is wrong, by the name of the field it stands beside; what belongs to none under the empty name."""
-    said = method_fields.beside(_parameters(_card(given)), error)
+    said = method_fields.beside(_card(given).params_type, error)
     other = next((wrong.detail for wrong in error.errors if not wrong.pointer.startswith("/params")), "")
     if other or not said:
         said[""] = other or error.detail

@@ -28,6 +28,7 @@ MEANINGS = {
     "less is better.",
     "Drift on new captions": "The same on captions that the merge has never seen.",
     "Contradiction": "Share of what the concepts want that contradicts one another. No merge can do both.",
+    "Cut off": "Share of the sum of the changes, of its squared size, that the result leaves out.",
     "Off by, of their change": "How far the words are off, against how much they changed at all.",
     "Drift predicted": "What the algebra says the drift is; it should equal what was measured.",
     "From the optimum": "0: no other change with the same words would move other text less.",
@@ -161,9 +162,13 @@ def of_report(report: MergeReport, names: Sequence[str]) -> ReportView:
 def _sentence(report: MergeReport, names: str) -> str:
     if not report.verified:
         return "The merge did not pass its verification, so nothing of it is used."
-    kept = f"{names or 'The concepts'} keep what they learned"
-    if report.residual is not None:
-        kept += f" to within {phrases.fine(report.residual)}"
+    named = names or "The concepts"
+    if report.residual is None and report.residual_of_change is not None:
+        missing = phrases.fine(report.residual_of_change)
+        return f"{named} are one set of weights now; of what they learned, {missing} is missing in the worst layer."
+    if report.residual is None:
+        return f"{named} are one set of weights now; whether each is still itself, only pictures can say."
+    kept = f"{named} keep what they learned to within {phrases.fine(report.residual)}"
     if report.drift is None:
         return f"{kept}."
     return f"{kept}; other text moves by {phrases.fine(report.drift)} in the layer that moves most."
@@ -175,6 +180,7 @@ def _numbers(report: MergeReport) -> list[Number]:
         "Drift": report.drift,
         "Drift on new captions": report.drift_held_out,
         "Contradiction": _above_rounding(report.inconsistency),
+        "Cut off": _above_rounding(report.discarded_energy),
     }
     return [Number(name, phrases.fine(value)) for name, value in told.items() if value is not None]
 

@@ -13,6 +13,7 @@ from backend.schemas.methods.card import MethodCard
 from backend.schemas.trainings import TrainingCreate
 from backend.services import bases, forecasts
 from frontend import phrases
+from frontend.method_fields import Parameters
 
 USUAL = str(TrainingCreate.model_fields["method"].default)
 """The method of a request that names none."""
@@ -60,11 +61,16 @@ def _reason(known: Sequence[BaseModelInfo], card: MethodCard) -> str:
     return said[0] if said and all(said) else ""
 
 
-def presets(session: Session, card: MethodCard, base: str | None) -> list[PresetView]:
-    """The method's presets, each with what trainings on this machine say of it."""
-    lately = forecasts.recent(session, card.name, base)
+def parameters(card: MethodCard, base: BaseModelInfo | None) -> Parameters:
+    """What the form says of the method's parameters, with the presets that fit the base."""
+    return Parameters(card.params_type, card.presets_for(base))
+
+
+def presets(session: Session, card: MethodCard, base: BaseModelInfo | None) -> list[PresetView]:
+    """The method's presets for the base, each with what trainings on this machine say of it."""
+    lately = forecasts.recent(session, card.name, base.id if base else None)
     found = []
-    for name, values in card.presets.items():
+    for name, values in card.presets_for(base).items():
         params = card.params_type(**values).model_dump()
         forecast = forecasts.judged(lately, params)
         steps = phrases.count(forecast.steps, "step") if "steps" in params else "computed at once"

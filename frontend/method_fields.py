@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.datastructures import ImmutableMultiDict
@@ -32,14 +32,12 @@ MEANINGS = {"max_grad_norm": "gradients are clipped to this norm"}
 Given = ImmutableMultiDict[str, Any]
 
 
-class Card(Protocol):
-    """What has parameters: a method, or a merge with its defaults as its only preset."""
+@dataclass(frozen=True)
+class Parameters:
+    """What has parameters: a method on a base model, or a merge with its defaults as its only preset."""
 
-    @property
-    def params_type(self) -> type[BaseModel]: ...
-
-    @property
-    def presets(self) -> Mapping[Any, dict[str, Any]]: ...
+    params_type: type[BaseModel]
+    presets: Mapping[Any, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def shapes(params_type: Any) -> dict[str, Shape]:
     return properties(params_type.model_json_schema())
 
 
-def fields(card: Card, given: Given) -> tuple[FieldView, ...]:
+def fields(card: Parameters, given: Given) -> tuple[FieldView, ...]:
     """The fields of the fold, with what was typed into them before."""
     return _fields(shapes(card.params_type), PREFIX, _usual(card), given)
 
@@ -129,7 +127,7 @@ def _options(wanted: Shape, kind: str, typed: list[Any]) -> tuple[Option, ...]:
     return tuple(Option(value, label, value in typed) for value, label in values)
 
 
-def _usual(card: Card) -> dict[str, dict[str, Any]]:
+def _usual(card: Parameters) -> dict[str, dict[str, Any]]:
     """What every preset makes of the parameters."""
     return {name: card.params_type(**preset).model_dump(mode="json") for name, preset in card.presets.items()}
 
@@ -168,7 +166,7 @@ def _empty(usual: Mapping[str, Any], agreed: bool) -> str:
     return "nothing" if value == "" else plain(value)
 
 
-def wanted(card: Card, preset: str, form: Given) -> dict[str, Any]:
+def wanted(card: Parameters, preset: str, form: Given) -> dict[str, Any]:
     """The ``params`` of a request: what was filled in and differs from what an empty field means."""
     usual = _usual(card)
     return _wanted(shapes(card.params_type), PREFIX, list(usual.values()), usual.get(preset, {}), form)
@@ -206,9 +204,9 @@ def _one_of(several: Shape) -> Shape:
     return Shape("choice", several.schema, values=several.values)
 
 
-def beside(card: Card, error: AppError) -> dict[str, str]:
+def beside(params_type: type[BaseModel], error: AppError) -> dict[str, str]:
     """Sentences of wrong parameters by the name of their field, and ``params`` for what belongs to none."""
-    known = set(_keys(shapes(card.params_type), PREFIX))
+    known = set(_keys(shapes(params_type), PREFIX))
     said: dict[str, str] = {}
     for wrong in error.errors:
         parts = wrong.pointer.strip("/").split("/")

@@ -31,11 +31,11 @@ def view(
 ) -> dict[str, Any]:
     """Everything the template of the form needs. ``given`` is the page's query, or the form that came back."""
     known = bases.list_all(session)
-    base = _base(known, text(given, "base"))
+    base = bases.likely(known, text(given, "base"))
     choices = method_choice.choices([base] if base else [], text(given, "method"))
     chosen = next(choice for choice in choices if choice.chosen)
     card = CARDS[chosen.name]
-    presets = method_choice.presets(session, card, base.id if base else None)
+    presets = method_choice.presets(session, card, base)
     preset = text(given, "preset")
     others = _taught_beside(session, owner, concept, given)
     return {
@@ -46,8 +46,8 @@ def view(
         "address": lambda **changes: _address(concept.id, base if len(known) > 1 else None, others, changes),
         "others": others,
         "presets": presets,
-        "chosen": preset if preset in card.presets else DEFAULT_PRESET,
-        "fields": method_fields.fields(card, given),
+        "chosen": preset if preset in card.presets_for(base) else DEFAULT_PRESET,
+        "fields": method_fields.fields(method_choice.parameters(card, base), given),
         "opened": any(key.startswith(PREFIX) or key in ("seed", "params") for key in errors),
         "seed": text(given, "seed"),
         "agreed": bool(text(given, "consent")),
@@ -66,7 +66,7 @@ def _taught_beside(session: Session, owner: str, concept: Concept, given: Given)
     return found
 
 
-def wanted(concept_id: str, form: FormData) -> dict[str, Any]:
+def wanted(concept_id: str, form: FormData, base: BaseModelInfo | None) -> dict[str, Any]:
     """The fields of a ``TrainingCreate``; parameters left empty take the preset's value."""
     method = text(form, "method") or USUAL
     body: dict[str, Any] = {"concepts": [concept_id, *form.getlist(WITH)], "method": method}
@@ -74,18 +74,21 @@ def wanted(concept_id: str, form: FormData) -> dict[str, Any]:
         if value := text(form, name):
             body[name] = value
     if card := CARDS.get(method):
-        body["params"] = method_fields.wanted(card, text(form, "preset"), form)
+        body["params"] = method_fields.wanted(
+            method_choice.parameters(card, base), text(form, "preset"), form
+        )
     return body
 
 
-def request(concept_id: str, form: FormData) -> TrainingCreate:
+def request(session: Session, concept_id: str, form: FormData) -> TrainingCreate:
     """What the form asks for. Invalid with everything that is wrong with its fields and parameters at once."""
-    values = wanted(concept_id, form)
+    base = bases.likely(bases.list_all(session), text(form, "base"))
+    values = wanted(concept_id, form, base)
     card, preset = CARDS.get(values["method"]), values.get("preset", DEFAULT_PRESET)
     found: list[FieldError] = []
-    if card and preset in card.presets:
+    if card and preset in card.presets_for(base):
         try:
-            method_params.checked(card, preset, values["params"])
+            method_params.checked(card, base, preset, values["params"])
         except AppError as error:
             found += error.errors
     try:
@@ -103,13 +106,7 @@ def beside(form: FormData, error: AppError) -> dict[str, str]:
         return {"consent": consent.REASON}
     said = beside_fields(error)
     card = CARDS.get(text(form, "method") or USUAL)
-    return {**said, **method_fields.beside(card, error)} if card else said
-
-
-def _base(known: list[BaseModelInfo], wanted: str) -> BaseModelInfo | None:
-    """The base that is wanted, else the first that a worker has, else the first; None while none is known."""
-    best = sorted(known, key=lambda base: (base.id != wanted, not base.available))
-    return best[0] if best else None
+    return {**said, **method_fields.beside(card.params_type, error)} if card else said
 
 
 def _address(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backend.schemas.methods import CARDS
 from benchmarks import methods, pairs, presence
 from benchmarks.grading import Bench
 from benchmarks.methods import chosen, entries, markdown, summary
@@ -93,6 +94,19 @@ def test_every_method_of_the_registry_has_a_row(made: tuple[Path, Path, Path], t
     ]
     found = methods.targets(bench)
     assert [one.slug for one in found] == ["stark", "domino", "bluebell", "rover", BLUEPRINT]
+
+
+def test_what_was_measured_is_what_the_presets_still_say() -> None:
+    """Committed results of the shipped base; variants say in their names what they changed."""
+    found = 0
+    for path in (ROOT / "benchmarks/results/methods").glob("*.json"):
+        result = json.loads(path.read_text())
+        if path.name.startswith(f"{result['method']}-{result['preset']}--"):
+            card = CARDS[result["method"]]
+            preset = card.presets["small"][result["preset"]]
+            assert card.params_type(**preset) == card.params_type(**result["params"]), path.name
+            found += 1
+    assert found >= 25
 
 
 def test_a_variant_is_a_preset_with_other_parameters(made: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -41,6 +41,18 @@ def test_every_method_has_its_section_and_its_source(name: str) -> None:
         assert f"`{field}`" in section[0], f"{field} is not explained"
 
 
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_presets_for_stable_diffusion_stand_in_their_table(name: str) -> None:
+    text = (ROOT / "docs/methods.md").read_text()
+    for preset, values in CARDS[name].presets["stable-diffusion"].items():
+        told = [
+            f"`{key}` {value:g}" if isinstance(value, float) else f"`{key}` {value}"
+            for key, value in values.items()
+        ]
+        row = f"| {CARDS[name].title} | {preset.capitalize()} | {', '.join(told) or 'the defaults'} |"
+        assert row in text.splitlines()
+
+
 @pytest.mark.parametrize("name", sorted(MERGE_CARDS))
 def test_every_merge_has_its_section_and_its_source(name: str) -> None:
     text = (ROOT / "docs/methods.md").read_text()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from backend.api.registry import make_router, problems
+from backend.schemas.bases import SHIPPED
 from backend.schemas.generations import SCHEDULERS, SchedulerInfo
 from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.merges.card import MergeMethodInfo
 from backend.schemas.methods import CARDS
-from backend.schemas.methods.card import MethodCard, MethodInfo
+from backend.schemas.methods.card import MethodCard, MethodInfo, Presets
 from backend.schemas.strict import Page
 
 router = make_router("methods")
@@ -24,8 +27,13 @@ def describe(card: MethodCard) -> MethodInfo:
         min_photos=card.min_photos,
         max_photos=card.max_photos,
         params=card.params_type.model_json_schema(),
-        presets={str(name): dict(values) for name, values in card.presets.items()},
+        presets=_presets(card.presets[SHIPPED]),
+        presets_by_backbone={backbone: _presets(values) for backbone, values in card.presets.items()},
     )
+
+
+def _presets(presets: Presets) -> dict[str, dict[str, Any]]:
+    return {str(name): dict(values) for name, values in presets.items()}
 
 
 @router.get("/methods", responses=problems())

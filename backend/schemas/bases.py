@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from backend.schemas.strict import Strict
+
+Backbone = Literal["small", "stable-diffusion"]
+"""What presets are tuned for: ``small``, a network of a few million numbers as toyworld's; ``stable-diffusion``, one as
+large as those of Stable Diffusion (1.x, 2.x, XL), for which the papers give theirs. See decision 10.
+"""
+SHIPPED: Backbone = "small"
+"""That of toyworld, and of every base model until a worker says otherwise."""
 
 
 class SamplingDefaults(Strict):
@@ -49,6 +58,7 @@ class BaseDescription(Strict):
         description="shape of every key and value matrix of cross-attention, by its site",
     )
     token_width: int = Field(default=0, description="numbers in a row of the text encoder's token embedding")
+    backbone: Backbone = Field(default=SHIPPED, description="whose presets of the methods fit")
     judges: JudgesDescription | None = Field(
         default=None, description="who measures on this base; null: nobody, and evaluations are refused"
     )
@@ -69,6 +79,9 @@ class BaseModelInfo(Strict):
     prompt_limit_tokens: int
     example_prompts: list[str]
     class_nouns: list[str]
+    backbone: Backbone = Field(
+        default=SHIPPED, description="which of a method's `presets_by_backbone` a training on it takes"
+    )
     judges: JudgesDescription | None = Field(
         default=None, description="who measures on this base; null: nobody"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import select
@@ -48,6 +49,12 @@ def choose(session: Session, wanted: str | None, pointer: str = "/base") -> Base
     if wanted not in ready:
         raise Invalid.at(pointer, "No worker has this base model at the moment.", code="base-unavailable")
     return known[wanted]
+
+
+def likely(known: Sequence[BaseModelInfo], wanted: str = "") -> BaseModelInfo | None:
+    """The base that is wanted, else the first that a worker has, else the first; None while none is known."""
+    best = sorted(known, key=lambda base: (base.id != wanted, not base.available))
+    return best[0] if best else None
 
 
 def cannot_be_taught(base: BaseModelInfo, card: MethodCard) -> str:

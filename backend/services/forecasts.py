@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.models import ConceptWeights, Job
+from backend.schemas.bases import BaseModelInfo
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import Preset, TrainingForecast
 
@@ -75,8 +76,17 @@ def _prior_images(params: Mapping[str, Any]) -> int:
     return int(params.get("prior_images", 0)) if params.get("prior_weight", 1) and with_images else 0
 
 
-def usual_s(session: Session, method: str = "custom-diffusion", preset: Preset = "quick") -> float | None:
-    """How long a training with the preset takes here, from the last ones with the method; None without any."""
-    params = CARDS[method].params_type(**CARDS[method].presets[preset]).model_dump()
-    took = [seconds for each in recent(session, method, limit=RECENT) if (seconds := each.expected_s(params))]
+def usual_s(
+    session: Session,
+    base: BaseModelInfo | None,
+    method: str = "custom-diffusion",
+    preset: Preset = "quick",
+) -> float | None:
+    """How long a training with the preset takes here, from the last ones with the method on the base; None without
+    any.
+    """
+    card = CARDS[method]
+    params = card.params_type(**card.presets_for(base)[preset]).model_dump()
+    lately = recent(session, method, base.id if base else None, RECENT)
+    took = [seconds for each in lately if (seconds := each.expected_s(params))]
     return median(took) if took else None

@@ -21,6 +21,8 @@ from backend.services.concepts import RESERVED_TOKENS
 _ONE_METHOD: dict[Takes, str] = {"lora": "lora", "svdiff": "svdiff", "perfusion": "perfusion"}
 _NOT_ADDITIVE = frozenset({"perfusion"})
 """Methods whose changes depend on the prompt, so that they do not add."""
+_ALL_LAYERS = frozenset({"dreambooth"})
+"""Methods that always change more than linear layers; of others the worker sees it in the file."""
 LONGEST_TOKEN = 40
 
 
@@ -67,13 +69,13 @@ def cannot_take(card: MergeCard, each: Input) -> str:
     if card.takes == "text-kv":
         return _not_keys_and_values(card, each)
     learned = _title(each.row.method)
-    if card.takes == "additive":
-        if each.row.method not in _NOT_ADDITIVE:
-            return ""
-        return (
-            f"{each.names} was learned with {learned}, whose change depends on the prompt: it cannot be added up. "
-            "Its words can share a prompt without a merge."
-        )
+    if card.takes in ("additive", "linear-layers"):
+        if each.row.method in _NOT_ADDITIVE:
+            return (
+                f"{each.names} was learned with {learned}, whose change depends on the prompt: it cannot be added up. "
+                "Its words can share a prompt without a merge."
+            )
+        return _not_linear_layers(card, each) if card.takes == "linear-layers" else ""
     if each.row.method == _ONE_METHOD[card.takes]:
         return ""
     wanted = _title(_ONE_METHOD[card.takes])
@@ -90,6 +92,19 @@ def _not_keys_and_values(card: MergeCard, each: Input) -> str:
         return (
             f"{each.names} has a word for every layer (P+), which {card.title} cannot merge. Such words can share a "
             "prompt with those of Textual Inversion without a merge."
+        )
+    return ""
+
+
+def _not_linear_layers(card: MergeCard, each: Input) -> str:
+    if each.row.method in _ALL_LAYERS:
+        return (
+            f"{each.names} was learned with {_title(each.row.method)}, which changes convolutions and norms too. "
+            f"{card.title} takes changes of linear layers alone, as LoRA makes them."
+        )
+    if mixing.has_layered_words(each.row):
+        return (
+            f"{each.names} has a word for every layer (P+), and {card.title} needs one text for all layers."
         )
     return ""
 

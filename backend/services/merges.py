@@ -18,6 +18,8 @@ from backend.services import generations, jobs, merge_forecast, merge_inputs, me
 from backend.services.merge_inputs import Input
 
 QUEUE = "cpu"
+QUEUE_OF_DRAWING = "train_any"
+"""For merges that draw pictures."""
 
 
 def start(session: Session, owner_id: str, body: MergeCreate, max_queued_jobs: int = 200) -> Job:
@@ -27,7 +29,7 @@ def start(session: Session, owner_id: str, body: MergeCreate, max_queued_jobs: i
         session,
         owner_id=owner_id,
         kind="merge",
-        queue=QUEUE,
+        queue=QUEUE_OF_DRAWING if MERGE_CARDS[spec.method].draws else QUEUE,
         request=body.model_dump(mode="json"),
         spec=spec,
         base=spec.base,

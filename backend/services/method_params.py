@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from backend.errors import Invalid
-from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.card import Base, MethodCard
 from backend.schemas.problems import FieldError
 
 LONGEST_POINTER = 157
@@ -35,13 +35,16 @@ _SENTENCES = {
 }
 
 
-def checked(card: MethodCard, preset: str, params: Mapping[str, Any], concepts: int = 1) -> dict[str, Any]:
-    """All parameters of the method. Invalid with a sentence at ``/params/<name>`` for each that is wrong.
+def checked(
+    card: MethodCard, base: Base | None, preset: str, params: Mapping[str, Any], concepts: int = 1
+) -> dict[str, Any]:
+    """All parameters of the method on the base model. Invalid with a sentence at ``/params/<name>`` for each that is
+    wrong.
 
     Steps of a preset are meant for one concept; of ``concepts`` that train jointly each gets as many (methods.md 5:
     250 for one, 500 for two).
     """
-    offered = dict(card.presets[preset])
+    offered = dict(card.presets_for(base)[preset])
     if concepts > 1 and "steps" in card.params_type.model_fields:
         field = card.params_type.model_fields["steps"]
         most = next(limit.le for limit in field.metadata if hasattr(limit, "le"))

@@ -50,9 +50,9 @@ def start(
 def pin(session: Session, owner_id: str, body: TrainingCreate, calibrate: bool = False) -> TrainSpec:
     """The spec of a request."""
     card = _card(body.method)
-    if body.preset not in card.presets:
-        raise Invalid.at("/preset", f"{card.title} has no such preset.", code="unknown-preset")
     base = bases.choose(session, body.base)
+    if body.preset not in card.presets_for(base):
+        raise Invalid.at("/preset", f"{card.title} has no such preset.", code="unknown-preset")
     if reason := bases.cannot_be_taught(base, card):
         raise Invalid.at("/method", reason, code="method-not-served")
     rows = [owned.get(session, Concept, owner_id, concept_id) for concept_id in body.concepts]
@@ -60,7 +60,7 @@ def pin(session: Session, owner_id: str, body: TrainingCreate, calibrate: bool =
         raise Invalid.at("/concepts", "The same concept is named twice.")
     for index, row in enumerate(rows):
         consent.require(row, f"/concepts/{index}")
-    params = method_params.checked(card, body.preset, body.params, len(rows))
+    params = method_params.checked(card, base, body.preset, body.params, len(rows))
     pinned = [_pinned(session, row, card, index) for index, row in enumerate(rows)]
     return TrainSpec(
         concepts=pinned,

@@ -52,9 +52,8 @@ def _page(
 def _presets(
     session: Session, method: MethodChoice, known: list[BaseModelInfo], given: FormData
 ) -> list[tuple[PresetView, bool]]:
-    """The presets of a method and which one is chosen; judged by the base where there is one only."""
-    base = known[0].id if len(known) == 1 else None
-    found = method_choice.presets(session, CARDS[method.name], base)
+    """The presets of a method and which one is chosen, for the base that the concept's page begins with."""
+    found = method_choice.presets(session, CARDS[method.name], bases.likely(known))
     chosen = text(given, PRESET + method.name) or DEFAULT_PRESET
     return [(preset, preset.name == chosen) for preset in found]
 

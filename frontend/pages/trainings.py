@@ -20,7 +20,8 @@ router = APIRouter(route_class=PageRoute)
 @router.post("/concepts/{id}/train")
 def train(request: Request, studio: Studied, owner: Owner, id: ItemId, form: Form) -> Response:
     try:
-        body = training_form.request(id, form)
+        with studio.reading() as session:
+            body = training_form.request(session, id, form)
         studio.storage.require_space()
         with studio.writing() as session:
             if text(form, "consent"):

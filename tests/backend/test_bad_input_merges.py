@@ -143,6 +143,9 @@ def test_what_the_closed_form_cannot_take(
     [
         ("additive", "dreambooth", True),
         ("additive", "perfusion", False),
+        ("linear-layers", "lora", True),
+        ("linear-layers", "dreambooth", False),
+        ("linear-layers", "perfusion", False),
         ("lora", "lora", True),
         ("lora", "custom-diffusion", False),
         ("svdiff", "svdiff", True),

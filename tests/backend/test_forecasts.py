@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from backend.schemas.bases import Backbone
 from backend.schemas.methods import CARDS
 from backend.services import forecasts
 from backend.services.forecasts import Experience
@@ -46,9 +49,10 @@ def test_prior_images_count_where_there_is_a_prior_term(
     assert forecasts.judged([], params).prior_images == pictures
 
 
+@pytest.mark.parametrize("backbone", get_args(Backbone))
 @pytest.mark.parametrize("method", CARDS)
-def test_every_preset_has_a_forecast(method: str) -> None:
+def test_every_preset_has_a_forecast(method: str, backbone: Backbone) -> None:
     card = CARDS[method]
-    for preset in card.presets.values():
+    for preset in card.presets[backbone].values():
         params = card.params_type(**preset).model_dump()
         assert forecasts.judged(BEFORE, params).expected_s is not None

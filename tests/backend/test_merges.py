@@ -64,6 +64,13 @@ def test_a_merge_makes_weights_of_every_concept(client: TestClient, api: Api, wo
     assert drawn.spec["text"] == "<stark> dog and <mia> dog"
 
 
+def test_a_merge_that_draws_waits_for_a_device(client: TestClient, api: Api, workshop: Workshop) -> None:
+    _, first, _, second = pair(api, workshop)
+    for method, queue in (("linear", "cpu"), ("gradient-fusion", "train_any")):
+        job = ask(client, first, second, method=method).json()
+        assert workshop.job(job["id"]).queue == queue
+
+
 def test_tokens_that_clash_are_renamed_and_found_again(
     client: TestClient, api: Api, workshop: Workshop, studio: Studio
 ) -> None:

@@ -28,6 +28,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "closed-form": {"captions": 200},
     "ties": {"density": 1.0},
     "dare": {"drop": 0.0},
+    "gradient-fusion": {"captions": 200, "ridge": 1e-12, "hold": 0.0},
 }
 WORDS = (("stark", "dog"), ("mimi", "cat"))
 TEXTS = ("a photo of a <stark> dog", "a photo of a <mimi> cat", "photo")
@@ -59,7 +60,7 @@ def _weights(
 ) -> list[ConceptWeights]:
     """One a word, of a kind that a merge takes."""
     match takes:
-        case "text-kv" | "additive":
+        case "text-kv" | "additive" | "linear-layers":
             return [made(model, token, noun, seed=seed + at) for at, (token, noun) in enumerate(WORDS)]
         case "lora":
             return [

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from backend.schemas.bases import SHIPPED, Backbone
 from backend.schemas.methods import CARDS
 from backend.schemas.trainings import Preset
 from backend.schemas.weights import Compression
@@ -42,6 +43,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "textual-inversion": [{"vectors": 2, "per_layer": True}],
     "lora": [
         {"attention": "key-value"},
+        {"basis": "orthogonal", "first_column": 8, "train_token": True},
         {
             "attention": "none",
             "feed_forward": True,
@@ -51,7 +53,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "prior_weight": 1.0,
             "alpha": 6.0,
         },
+        {"use_dora": True},
+        {"use_dora": True, "attention": "key-value", "alpha": 6.0},
+        {"use_dora": True, "feed_forward": True, "convolution": True, "text_encoder": True},
     ],
+    "loha": [{"attention": "key-value"}],
+    "lokr": [{"attention": "key-value"}, {"rank": 2, "factor": 4, "alpha": 6.0}],
     "dreambooth": [{"text_encoder": True, "ema_decay": 0.9, "gradient_checkpointing": True}],
     "perfusion": [{"locking": "global"}],
     "svdiff": [{"layers": "key-value"}, {"layers": "cross", "text_encoder": True}],
@@ -270,12 +277,16 @@ def test_zero_of_what_must_be_something_is_refused(method: str, name: str) -> No
             params_type(**{name: 0})
 
 
+@pytest.mark.parametrize("backbone", get_args(Backbone))
 @pytest.mark.parametrize("method", CARDS)
-def test_presets_are_valid_parameters(method: str) -> None:
+def test_presets_of_every_backbone_are_valid_parameters(method: str, backbone: Backbone) -> None:
     card = CARDS[method]
-    assert {"quick", "balanced", "thorough"} <= set(card.presets) <= set(get_args(Preset))
-    for preset in card.presets.values():
-        assert card.side(card.params_type.model_validate(preset)) in {"text", "weights"}
+    assert set(card.presets) == set(get_args(Backbone))
+    presets = card.presets[backbone]
+    assert {"quick", "balanced", "thorough"} <= set(presets) <= set(get_args(Preset))
+    assert list(presets) == list(card.presets[SHIPPED])  # a preset's name is one on every base
+    sides = [card.side(card.params_type.model_validate(preset, strict=True)) for preset in presets.values()]
+    assert set(sides) <= {"text", "weights"}
 
 
 def test_the_analysis_names_every_changed_layer(case: Case) -> None:

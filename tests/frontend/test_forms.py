@@ -8,7 +8,7 @@ from starlette.datastructures import FormData
 
 from backend.schemas.methods import CARDS
 from backend.services import samples
-from frontend import method_fields
+from frontend import method_choice, method_fields
 from tests.backend.pictures import photo
 from tests.backend.workshop import Workshop
 from tests.frontend.conftest import Api, Lived
@@ -116,7 +116,8 @@ def test_boxes_that_are_ticked_by_default_are_sent_as_ticked(client: TestClient,
 
 def test_a_ticked_box_counts_though_its_hidden_field_says_no() -> None:
     form = FormData([("param.text_encoder", "false"), ("param.text_encoder", "true")])
-    assert method_fields.wanted(CARDS["dreambooth"], "quick", form) == {"text_encoder": True}
+    shown = method_choice.parameters(CARDS["dreambooth"], None)
+    assert method_fields.wanted(shown, "quick", form) == {"text_encoder": True}
 
 
 def test_empty_fields_show_what_they_mean(client: TestClient, api: Api) -> None:

@@ -11,7 +11,14 @@ from fastapi.testclient import TestClient
 from backend.models import LOCAL_OWNER
 from backend.schemas.concepts import Concept
 from backend.schemas.executor import Unit
-from backend.schemas.merges.requests import MergeForecast, MergeSpec, PairForecast, SiteForecast
+from backend.schemas.merges.requests import (
+    MergeForecast,
+    MergeReport,
+    MergeSpec,
+    PairForecast,
+    SiteForecast,
+    SiteMerge,
+)
 from backend.services import leases
 from backend.studio import Studio
 from frontend import merge_view, phrases, side_by_side
@@ -229,6 +236,21 @@ def test_a_forecast_in_words(api: Api, studio: Studio, two: list[dict[str, Any]]
     assert numbers["Crosstalk"] == "30.0 %"
     assert all(each.meaning.endswith(".") for each in [*shown.numbers, *shown.pairs[0].numbers])
     assert (shown.bars[0].name, shown.bars[0].share) == ("mid 0 cross keys", 1.0)
+
+
+def test_a_report_of_a_sum_claims_nothing_of_the_words() -> None:
+    site = SiteMerge(site="mid_block.attentions.0.attn2.to_k", change=1.0, rank=4, discarded_energy=0.2)
+    told = MergeReport(merge="lora-svd", inputs=[], verified=True, discarded_energy=0.125, sites=[site])
+    shown = merge_view.of_report(told, ["Stark", "Mia"])
+    assert shown.sentence.startswith("Stark and Mia are one set of weights now")
+    assert "keep" not in shown.sentence
+    assert {each.name: each.value for each in shown.numbers} == {"Cut off": "12.5 %"}
+    assert all(each.meaning.endswith(".") for each in shown.numbers)
+    fitted = MergeReport(
+        merge="gradient-fusion", inputs=[], verified=True, residual_of_change=0.041, drift=0.1
+    )
+    said = merge_view.of_report(fitted, ["Stark", "Mia"]).sentence
+    assert said.endswith("of what they learned, 4.1 % is missing in the worst layer.")
 
 
 def test_the_prompt_without_the_others(client: TestClient, api: Api, workshop: Workshop) -> None:

@@ -95,7 +95,9 @@ def test_every_method_has_its_sentence_its_presets_and_a_field_for_each_paramete
     for each in CARDS.values():  # the choice names all of them
         assert each.title in shown.words
         assert each.description in shown.words
-    assert [one["value"] for one in shown.fields if one.get("name") == "preset"] == list(card.presets)
+    assert [one["value"] for one in shown.fields if one.get("name") == "preset"] == list(
+        card.presets_for(None)
+    )
     names = {one["name"] for one in shown.fields if "name" in one}
     assert {name for name in names if name.startswith("param.")} - {f"{key}.none" for key in shapes} == set(
         shapes
@@ -128,7 +130,7 @@ def test_every_field_says_what_it_means_takes_and_is_when_empty(shop: Shop, meth
 def test_everything_typed_is_what_the_training_is_told(shop: Shop, method: str) -> None:
     """Every number and text that allows it is set to something else, by the form alone."""
     card = CARDS[method]
-    usual = card.params_type(**card.presets["quick"]).model_dump(mode="json")
+    usual = card.params_type(**card.presets_for(None)["quick"]).model_dump(mode="json")
     shapes = properties(card.params_type.model_json_schema())
     told = {
         name: other(shape, usual[name])
@@ -243,7 +245,7 @@ def test_new_concept_hands_the_choice_on(shop: Shop, method: str) -> None:
     assert CARDS[method].description in shown.words
     preset: Preset = "thorough"
     assert [one["value"] for one in shown.fields if one.get("name") == f"preset.{method}"] == list(
-        CARDS[method].presets
+        CARDS[method].presets_for(None)
     )
     fields = {"name": "Rex", "class_noun": "dog", "method": method, f"preset.{method}": preset}
     began = shop.client.get(posted(shop.client, "/concepts", **fields)).text

@@ -41,17 +41,19 @@ class AnyParams(Strict):
     corner: Corner = Corner()
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "balanced": {"token": True},
+    "thorough": {"views": 9, "layers": ["cross", "self"], "corner": {"share": 0.25, "word": "x"}},
+}
 CARD: MethodCard = replace(
     CARDS["custom-diffusion"],
     name="any",
     title="Any",
     params_type=AnyParams,
-    presets={
-        "quick": {},
-        "balanced": {"token": True},
-        "thorough": {"views": 9, "layers": ["cross", "self"], "corner": {"share": 0.25, "word": "x"}},
-    },
+    presets={"small": PRESETS, "stable-diffusion": PRESETS},
 )
+SHOWN = method_choice.parameters(CARD, None)
 
 
 def form(*fields: tuple[str, str]) -> FormData:
@@ -60,13 +62,13 @@ def form(*fields: tuple[str, str]) -> FormData:
 
 def told(preset: str, *fields: tuple[str, str]) -> dict[str, Any]:
     """What the form means, as the service takes it."""
-    params = method_fields.wanted(CARD, preset, form(*fields))
-    method_params.checked(CARD, preset, params)
+    params = method_fields.wanted(SHOWN, preset, form(*fields))
+    method_params.checked(CARD, None, preset, params)
     return params
 
 
 def rendered(*fields: tuple[str, str], errors: dict[str, str] | None = None) -> str:
-    shown = method_fields.fields(CARD, form(*fields))
+    shown = method_fields.fields(SHOWN, form(*fields))
     template = ENVIRONMENT.from_string(
         '{% from "_fields.html" import parameter %}{% for field in fields %}{{ parameter(field, errors) }}{% endfor %}'
     )
@@ -74,7 +76,7 @@ def rendered(*fields: tuple[str, str], errors: dict[str, str] | None = None) -> 
 
 
 def by_key(*fields: tuple[str, str]) -> dict[str, FieldView]:
-    shown = method_fields.fields(CARD, form(*fields))
+    shown = method_fields.fields(SHOWN, form(*fields))
     return {each.key: each for field in shown for each in (field, *field.fields)}
 
 
@@ -137,7 +139,7 @@ def test_what_a_filled_in_field_means(fields: list[tuple[str, str]], params: dic
 def test_what_is_wrong_is_told_at_its_field(field: str, value: str, sentence: str) -> None:
     with pytest.raises(Invalid) as refused:
         told("quick", (field, value))
-    said = method_fields.beside(CARD, refused.value)
+    said = method_fields.beside(AnyParams, refused.value)
     assert said == {field: sentence}
     html = rendered((field, value), errors=said)
     assert f'id="{field}-wrong"' in html

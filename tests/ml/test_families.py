@@ -39,6 +39,7 @@ def test_a_folder_without_a_card_is_inferred(folder: Path) -> None:
     assert (found.resolution, found.size_multiple, found.max_size) == (32, 8, 64)
     assert found.prompt_limit_tokens == POSITIONS
     assert found.methods == list(CARDS)
+    assert found.backbone == "stable-diffusion"
 
 
 def test_the_card_decides(folder: Path) -> None:
@@ -49,6 +50,7 @@ def test_the_card_decides(folder: Path) -> None:
         "max_size": 96,
         "defaults": {"num_inference_steps": 12, "guidance_scale": 4.0, "scheduler": "unipc"},
         "class_nouns": ["dog"],
+        "backbone": "stable-diffusion",
         "example_prompts": ["a photo of {} on the beach"],
         "measures": {"psnr_db": 27},
     }
@@ -57,6 +59,9 @@ def test_the_card_decides(folder: Path) -> None:
     assert (found.id, found.family, found.max_size, found.resolution) == ("toyworld", "toyworld", 96, 32)
     assert found.defaults.num_inference_steps == 12
     assert found.class_nouns == ["dog"]
+    assert found.backbone == "stable-diffusion"
+    (folder / "moongate.json").write_text('{"family": "toyworld"}')
+    assert describe_base(folder).backbone == "small"
 
 
 def test_the_tokenizer_travels_as_json(folder: Path) -> None:

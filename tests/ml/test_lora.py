@@ -185,3 +185,67 @@ def test_weight_side_layers_that_call_themselves_text_side_are_refused(
     lying = weights.manifest.model_copy(update={"side": "text"})
     with pytest.raises(WeightsInvalid, match="call themselves text side"):
         METHOD.edit(model, ConceptWeights(lying, weights.tensors))
+
+
+def test_dora_learns_a_length_for_each_row(model: DiffusionModel, photos: list[Path]) -> None:
+    """One number an output, at the rate and with the decay of the layer; 0 at first, so that the base is the base."""
+    options = {"use_dora": True, "feed_forward": True, "convolution": True, "text_encoder": True}
+    trainee = prepared(model, photos, rank=3, text_learning_rate=1e-3, weight_decay=0.02, **options)
+    tensors = trainee.tensors()
+    plain = prepared(model, photos, rank=3, **{**options, "use_dora": False}).tensors()
+    lengths = {name: tensor for name, tensor in tensors.items() if name.endswith(".magnitude")}
+    assert tensors.keys() - lengths.keys() == plain.keys()
+    assert all(torch.equal(tensors[name], plain[name]) for name in plain)
+    assert {name.removesuffix(".magnitude") for name in lengths} == {
+        name.rpartition(".")[0] for name in plain
+    }
+    assert lengths[f"site.{SITE}.magnitude"].shape == (64,)
+    assert lengths["site.down_blocks.0.resnets.0.conv1.magnitude"].shape == (32,)
+    assert not any(tensor.any() for tensor in lengths.values())
+    of_encoder = next(group for group in trainee.groups if any("encoder." in name for name in group.tensors))
+    assert (of_encoder.learning_rate, of_encoder.weight_decay) == (1e-3, 0.02)
+    assert "encoder.encoder.layers.0.self_attn.q_proj.magnitude" in of_encoder.tensors
+    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
+
+    def predicted() -> Tensor:
+        with torch.no_grad():
+            return model.predict(noisy, t, text_kv(model, [Prompt("a photo of a dog")]))
+
+    base = predicted()
+    with trainee.installed():
+        assert torch.equal(predicted(), base)
+    edit = METHOD.installation(model, trainee.result(0))
+    assert edit is not None
+    with installed(model, ((edit, 1.0),)):
+        assert torch.equal(predicted(), base)
+
+
+@pytest.fixture(scope="module")
+def dora(model: DiffusionModel, photos: list[Path]) -> ConceptWeights:
+    return teach(model, [stark(photos)], Path("no-prior"), method="lora", steps=2, use_dora=True)
+
+
+@pytest.mark.parametrize("magnitude", [torch.zeros(63), torch.zeros(64, 1), torch.tensor(0.0)])
+def test_lengths_that_do_not_fit_are_refused(
+    model: DiffusionModel, dora: ConceptWeights, magnitude: Tensor
+) -> None:
+    held = {**dora.tensors, f"site.{SITE}.magnitude": magnitude}
+    for use in (METHOD.edit, METHOD.installation, METHOD.deltas):
+        with pytest.raises(WeightsInvalid, match="not one that this base model could use"):
+            use(model, ConceptWeights(dora.manifest, held))
+
+
+def test_two_of_dora_at_once_add_their_changes_of_the_base(
+    model: DiffusionModel, photos: list[Path], dora: ConceptWeights
+) -> None:
+    """Each is a change of the base's matrix, not of what the other made of it."""
+    other = teach(model, [stark(photos)], Path("no-prior"), method="lora", steps=2, use_dora=True, seed=9)
+    edits = [METHOD.installation(model, each) for each in (dora, other)]
+    assert edits[0] is not None
+    assert edits[1] is not None
+    before = model.denoiser.get_parameter(f"{SITE}.weight").clone()
+    expected = before + 0.5 * METHOD.deltas(model, dora)[SITE] + METHOD.deltas(model, other)[SITE]
+    with installed(model, ((edits[0], 0.5), (edits[1], 1.0))):
+        found = model.denoiser.get_parameter(f"{SITE}.weight").clone()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert (expected - before).abs().max() > 1e-5

@@ -223,7 +223,7 @@ def test_the_gate_may_be_another_one_when_pictures_are_drawn(
     weights = prepared(model, [stark(photos)]).result(0)
     assert with_gate(weights, None) is weights
     edit = METHOD.edit(model, with_gate(weights, Gate(bias=0.4, temperature=0.2)))
-    assert {(gated.bias, gated.temperature) for gated in edit.gated.values()} == {(0.4, 0.2)}
+    assert {(float(gated.bias), float(gated.temperature)) for gated in edit.gated.values()} == {(0.4, 0.2)}
     other = prepare(model, [stark(photos)], Path("no-prior"), method="rank-one").result(0)
     with pytest.raises(InputInvalid, match="no gate"):
         with_gate(other, Gate(bias=0.4, temperature=0.2))

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from backend.schemas.merges.linear import LinearParams
+from backend.schemas.weights import Compression
 from tests.ml.merging import made, taught
+from worker.ml.compression import compress
 from worker.ml.errors import MethodUnsupported
 from worker.ml.families.base import DiffusionModel
 from worker.ml.merges import MERGES, MergeInput
@@ -45,6 +47,22 @@ def test_every_number_is_the_sum_of_scaled_numbers(
     rows = reader_of(result.weights).edit(model, result.weights).tokens["stark"]
     start, learned = (one.tensors[f"token.stark.{part}"] for part in ("start", "learned"))
     torch.testing.assert_close(rows.learned, start + 0.5 * (learned - start))
+
+
+def test_a_sum_that_was_made_smaller_is_still_read(
+    model: DiffusionModel, photos: list[Path], tmp_path: Path
+) -> None:
+    inputs = [MergeInput(token, made(model, token, "dog", seed=at)) for at, token in enumerate("ab")]
+    both = MERGES["linear"].merge(model, inputs, LinearParams(), InProcessRun()).weights
+    for wanted in (Compression(criterion="rank", value=9, precision="float32"),
+                   Compression(criterion="rank", value=9, precision="int8")):  # fmt: skip
+        smaller = compress(both, wanted, "parent", InProcessRun()).weights
+        found, whole = (reader_of(each).deltas(model, each) for each in (smaller, both))
+        assert found.keys() == whole.keys()
+        for name, delta in whole.items():
+            u, sigma, vt = np.linalg.svd(delta.double().numpy(), full_matrices=False)
+            cut = (u[:, :9] * sigma[:9]) @ vt[:9]
+            assert np.linalg.norm(found[name].numpy() - cut) < 0.02 * np.linalg.norm(cut)
 
 
 def test_text_side_stays_text_side_and_gates_are_refused(

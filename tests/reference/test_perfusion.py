@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,9 +36,14 @@ def concepts(count: int, **changes: object) -> GatedChange:
     }
     return GatedChange(
         **{name: torch.from_numpy(np.asarray(part)) for name, part in parts.items()},
-        bias=BIAS,
-        temperature=TEMPERATURE,
+        bias=each(count, BIAS),
+        temperature=each(count, TEMPERATURE),
+        scales=each(count, 1.0),
     )
+
+
+def each(count: int, number: float) -> torch.Tensor:
+    return torch.full((count,), number, dtype=torch.float64)
 
 
 def read(change: GatedChange, states: Array, scale: float = 1.0) -> Array:
@@ -53,9 +60,10 @@ def slowly(change: GatedChange, state: Array) -> Array:
     keys, inverse = change.keys.numpy(), np.linalg.inv(C)
     span = keys.T @ np.linalg.inv(keys @ inverse @ keys.T) @ keys @ inverse
     out: Array = W @ (state - span @ state)
-    for key, target in zip(keys, change.targets.numpy(), strict=True):
+    gates = zip(change.bias.tolist(), change.temperature.tolist(), strict=True)
+    for key, target, (bias, temperature) in zip(keys, change.targets.numpy(), gates, strict=True):
         nearness = (key @ inverse @ state) / (key @ inverse @ key)
-        out = out + target / (1.0 + np.exp(-(nearness - change.bias) / change.temperature))
+        out = out + target / (1.0 + np.exp(-(nearness - bias) / temperature))
     return out
 
 
@@ -91,7 +99,7 @@ def test_a_sharp_gate_with_the_words_own_value_is_the_matrix_itself() -> None:
     """tau -> 0, beta < 1, ``o* = W i*``: T1."""
     keys = drawn("keys", 1, D)
     change = concepts(1, targets=keys @ W.T)
-    sharp = GatedChange(change.keys, change.duals, change.targets, BIAS, 1e-6)
+    sharp = replace(change, temperature=each(1, 1e-6))
     np.testing.assert_allclose(read(sharp, keys), keys @ W.T, atol=1e-10)
 
 
@@ -105,10 +113,7 @@ def test_the_scale_of_the_covariance_cancels() -> None:
 def test_several_changes_are_one_joint_change_and_their_order_does_not_matter() -> None:
     """T17: the projection of the stacked keys, also as QR of the whitened keys."""
     both = concepts(2)
-    one, two = (
-        GatedChange(both.keys[n : n + 1], both.duals[n : n + 1], both.targets[n : n + 1], BIAS, TEMPERATURE)
-        for n in (0, 1)
-    )
+    one, two = (GatedChange(**{name: part[n : n + 1] for name, part in vars(both).items()}) for n in (0, 1))
     e, w = torch.from_numpy(drawn("read", T, D)), torch.from_numpy(W)
     joint = gated_change(e, w, [(both, 1.0)])
     for order in ([one, two], [two, one]):
@@ -129,6 +134,18 @@ def test_one_key_twice_shares_its_direction_and_nothing_breaks() -> None:
     twice = gated_change(e, w, [(change, 1.0), (change, 1.0)])
     put = change.gates(e) @ change.targets
     torch.testing.assert_close(twice - put, once)
+
+
+def test_every_concept_has_a_gate_and_a_scale_of_its_own() -> None:
+    change = replace(concepts(2), bias=torch.tensor([0.6, 0.9]), temperature=torch.tensor([0.5, 0.2]))
+    states = np.concatenate([drawn("read", T, D), drawn("keys", 2, D)])
+    expected = np.stack([slowly(change, state) for state in states])
+    np.testing.assert_allclose(read(change, states), expected, atol=1e-6)
+    e, w = torch.from_numpy(states), torch.from_numpy(W)
+    one, two = (GatedChange(**{name: part[n : n + 1] for name, part in vars(change).items()}) for n in (0, 1))
+    apart = gated_change(e, w, [(one, 0.3), (two, 0.8)])
+    scaled = replace(change, scales=torch.tensor([0.6, 1.6], dtype=torch.float64))
+    torch.testing.assert_close(gated_change(e, w, [(scaled, 0.5)]), apart)
 
 
 def test_a_scale_multiplies_the_change() -> None:

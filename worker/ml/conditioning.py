@@ -77,15 +77,16 @@ class TextEdit:
     """What a text-side concept *is*: rows per placeholder, a change per site (by module name).
 
     ``sites`` change matrices; ``gated`` change what they make of single text states (ADR 7). ``negative``: whether the
-    sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion no). ``locks_keys``: keys are read
-    from the text with each placeholder's start row, values from the text as it is (methods.md 10.2, global locking).
+    sites' change acts on negative prompts as well (Custom Diffusion yes, Perfusion no). ``locked_words``: for these
+    placeholders keys are read from the text with their start rows, values from the text as it is (methods.md 10.2,
+    global locking).
     """
 
     tokens: Mapping[str, TokenRows]
     sites: Mapping[str, MatrixChange]
     negative: bool = True
     gated: Mapping[str, GatedChange] = field(default_factory=dict)
-    locks_keys: bool = False
+    locked_words: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def text_kv(
     layers = model.cross_attention()
     kept = None if encoder_gradient else cache
     states = _text_states(model, prompts, kept, len(layers), encoder_gradient)
-    if any(edit.locks_keys for prompt in prompts for edit, _ in prompt.edits):
+    if any(edit.locked_words for prompt in prompts for edit, _ in prompt.edits):
         read = _text_states(model, [_locked(each) for each in prompts], kept, len(layers), encoder_gradient)
         states = tuple(part[at % len(part)] for part in (read, states) for at in range(len(layers)))
     sites = [layer.key for layer in layers] + [layer.value for layer in layers]
@@ -204,9 +205,17 @@ def text_kv(
 
 
 def _locked(prompt: Prompt) -> Prompt:
-    """The text that keys are read from: placeholders of edits that lock keys are the words they started from."""
-    edits = tuple((edit, 0.0 if edit.locks_keys else scale) for edit, scale in prompt.edits)
-    return replace(prompt, edits=edits)
+    """The text that keys are read from: locked words are those that they started from."""
+    return replace(prompt, edits=tuple((_unlearned(edit), scale) for edit, scale in prompt.edits))
+
+
+def _unlearned(edit: TextEdit) -> TextEdit:
+    """``edit`` with the start rows of its locked words."""
+    tokens = {
+        name: TokenRows(rows.start, rows.start) if name in edit.locked_words else rows
+        for name, rows in edit.tokens.items()
+    }
+    return replace(edit, tokens=tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,7 @@ def word_rows(model: DiffusionModel, asked: Sequence[Asked], *, prefix: bool) ->
         words: list[WordRows] = []
         for taught in each.tokens:
             own = next(spoken)
-            locked = next(spoken)[0] if each.edit.locks_keys else own[0]
+            locked = next(spoken)[0] if taught.token in each.edit.locked_words else own[0]
             word = _read(model, each, taught, own, locked)
             for other in (other for known in [*found, words] for other in known):
                 if _same_word(word, other) and not _agree(word, other):
@@ -111,7 +111,7 @@ def _all_states(model: DiffusionModel, asked: Sequence[Asked], prefix: bool) -> 
                     "layer: the closed form has one text for all of them."
                 )
             texts.append((taught, rows.at(each.scale)))
-            if each.edit.locks_keys:
+            if taught.token in each.edit.locked_words:
                 texts.append((taught, rows.at(0.0)))
     return _states(model, texts, prefix)
 

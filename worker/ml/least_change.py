@@ -77,15 +77,30 @@ class LeastChange:
         return triangle.T.contiguous(), orthonormal.T.contiguous()
 
 
+class RunningTriangle:
+    """T_0 [d, d] of rows that come in chunks, by QR of some thousand of them below what was found so far."""
+
+    def __init__(self, width: int) -> None:
+        self._waiting = [torch.zeros(width, width, dtype=torch.float64)]
+
+    def add(self, rows: Tensor) -> None:
+        """[m, d]"""
+        self._waiting.append(rows.double().cpu())
+        if sum(map(len, self._waiting)) > ROWS_AT_ONCE * len(self._waiting[0]):
+            self._waiting = [self.found()]
+
+    def found(self) -> Tensor:
+        """The triangle of all rows so far."""
+        triangle: Tensor = torch.linalg.qr(torch.cat(self._waiting), mode="r").R
+        return triangle
+
+
 def triangle_of(chunks: Iterable[Tensor], width: int) -> Tensor:
-    """T_0 [d, d] of rows that come in chunks [m_i, d], by QR of some thousand of them below what was found so far."""
-    waiting = [torch.zeros(width, width, dtype=torch.float64)]
+    """T_0 [d, d] of rows that come in chunks [m_i, d]."""
+    triangle = RunningTriangle(width)
     for chunk in chunks:
-        waiting.append(chunk.double().cpu())
-        if sum(map(len, waiting)) > ROWS_AT_ONCE * width:
-            waiting = [torch.linalg.qr(torch.cat(waiting), mode="r").R]
-    found: Tensor = torch.linalg.qr(torch.cat(waiting), mode="r").R
-    return found
+        triangle.add(chunk)
+    return triangle.found()
 
 
 def held(states: Tensor, ridge: float) -> Held:

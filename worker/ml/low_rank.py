@@ -7,7 +7,7 @@ convolution ``dW = reshape(B (out x r) A (r x in kh kw))``: a convolution to r c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,17 @@ class LowRankChange:
     def singular_values(self) -> Tensor:
         """Of `dense` as a matrix [out, in kh kw]: the first r, float64, largest first; the rest are 0."""
         return abs(self.factor) * of_product(self.up.flatten(1), self.down.flatten(1))
+
+
+def stacked(changes: Sequence[tuple[LowRankChange, float]]) -> LowRankChange:
+    """``sum of s_n dW_n`` of changes of one weight as one change of their ranks together, ``[s_1 f_1 B_1 ...] [A_1;
+    ...]`` in float64: the sum itself, not an approximation.
+    """
+    return LowRankChange(
+        torch.cat([change.down.double() for change, _ in changes]),
+        torch.cat([scale * change.factor * change.up.double() for change, scale in changes], dim=1),
+        1.0,
+    )
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:

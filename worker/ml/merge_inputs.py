@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from backend.schemas.merges.requests import MergedInput
+from backend.schemas.methods.lora import LoraParams
 from backend.schemas.weights import Side, TaughtToken, WeightsManifest
 from worker.ml.concept_weights import CODE_VERSION
 from worker.ml.conditioning import MatrixChange, TextEdit
@@ -17,6 +18,7 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
 from worker.ml.merges.base import MergeInput
 from worker.ml.methods.base import NotAdditive
+from worker.ml.orthogonal_basis import Columns
 from worker.ml.readers import reader_of
 from worker.ml.training.provenance import check_base
 
@@ -127,7 +129,7 @@ def as_text_edit(model: DiffusionModel, each: MergeInput) -> TextEdit:
             f"{further[0]} among them. Their input is the picture, so no text can hold them: the closed form "
             "cannot take them."
         )
-    return TextEdit(edit.tokens, {**edit.sites, **sites}, edit.negative, edit.gated, edit.locks_keys)
+    return TextEdit(edit.tokens, {**edit.sites, **sites}, edit.negative, edit.gated, edit.locked_words)
 
 
 def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChange]:
@@ -136,7 +138,7 @@ def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChang
     """
     reader, named = reader_of(each.weights), words_of(each)
     edit, installation = reader.edit(model, each.weights), reader.installation(model, each.weights)
-    if edit.gated or edit.locks_keys or isinstance(reader.deltas(model, each.weights), NotAdditive):
+    if edit.gated or edit.locked_words or isinstance(reader.deltas(model, each.weights), NotAdditive):
         raise MethodUnsupported(
             f"The weights of {named} open a gate at their word and are no change of matrices: they cannot be added. "
             "The closed form takes them."
@@ -146,6 +148,15 @@ def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChang
         check_encoder(installation, named)
         changes |= installation.denoiser
     return changes
+
+
+def columns_of(each: MergeInput) -> Columns | None:
+    """The columns of the orthogonal basis along which LoRA weights were learned; None for all others."""
+    manifest = each.weights.manifest
+    if manifest.method != "lora" or manifest.params.get("basis") != "orthogonal":
+        return None
+    params = LoraParams.model_validate(manifest.params)
+    return Columns(words_of(each), params.basis_seed, params.first_column, params.rank)
 
 
 def words_of(each: MergeInput) -> str:

@@ -63,7 +63,7 @@ def merged_sum(
         stored[sum_key(path)] = change.float()
         sites.append(SiteMerge(site=path.removesuffix(".weight"), change=float(change.norm())))
         run.step("merge", place + 1, len(paths))
-    words, negative = _words(model, inputs)
+    words, negative = scaled_words(model, inputs)
     text_side = all(each.weights.manifest.side == "text" for each in inputs)
     kept = {"negative": negative} if text_side else {}
     report = MergeReport(
@@ -80,7 +80,7 @@ def merged_sum(
     return Merged(ConceptWeights(manifest, {**words, **stored}), report)
 
 
-def _words(model: DiffusionModel, inputs: Sequence[MergeInput]) -> tuple[dict[str, Tensor], bool]:
+def scaled_words(model: DiffusionModel, inputs: Sequence[MergeInput]) -> tuple[dict[str, Tensor], bool]:
     """Tensors of the words, V* at its scale, and whether any change acts on negative prompts."""
     words: dict[str, Tensor] = {}
     negative = False

@@ -14,6 +14,7 @@ MERGED: dict[str, Reader] = {
     "linear": SummedChanges(),
     "ties": SummedChanges(),
     "dare": SummedChanges(),
+    "gradient-fusion": SummedChanges(),
 }
 """Readers of what merges make and no method does, by the ``method`` of the manifest."""
 

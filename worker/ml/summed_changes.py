@@ -1,7 +1,8 @@
 """Weights whose changes are sums of those of others: the results of merges that add.
 
-The file holds ``site.<module>.delta`` for a weight and ``site.<module>.<leaf>_delta`` for any other parameter of the
-denoiser. On the text side those are keys and values alone. The text encoder is never changed.
+The file holds ``site.<module>.delta`` for a weight, or factors where that takes less room
+(`worker.ml.stored_changes`), and ``site.<module>.<leaf>_delta`` for any other parameter of the denoiser. On the text
+side those are keys and values alone. The text encoder is never changed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import DenseChange, TextEdit
+from worker.ml.conditioning import MatrixChange, TextEdit
 from worker.ml.errors import WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
+from worker.ml.stored_changes import read_change
 from worker.ml.taught_words import taught_rows
 from worker.ml.training.provenance import check_base
+
+FACTORS = ("down", "up", "alpha", "scale")
 
 
 class SummedChanges:
@@ -45,21 +49,21 @@ def sum_key(path: str) -> str:
     return f"site.{module}.{'delta' if leaf == 'weight' else f'{leaf}_delta'}"
 
 
-def read_sums(model: DiffusionModel, weights: ConceptWeights) -> dict[str, DenseChange]:
+def read_sums(model: DiffusionModel, weights: ConceptWeights) -> dict[str, MatrixChange]:
     """{path: change}, on the device. Raises `WeightsInvalid`."""
     check_base(model, weights)
     found = {name for name in weights.tensors if not name.startswith("token.")}
-    changes = {}
+    changes: dict[str, MatrixChange] = {}
     for path, parameter in model.denoiser.named_parameters():
-        key = sum_key(path)
-        if key in found:
-            found.remove(key)
-            delta = weights.tensors[key]
-            if delta.shape != parameter.shape:
-                raise WeightsInvalid(
-                    f"The change of {path} has shape {list(delta.shape)}, not {list(parameter.shape)}."
-                )
-            changes[path] = DenseChange(delta.to(model.device))
+        module, _, leaf = path.rpartition(".")
+        if leaf == "weight":
+            keys = {part: f"site.{module}.{part}" for part in FACTORS} | {"delta": sum_key(path)}
+        else:
+            keys = {"delta": sum_key(path)}
+        parts = {part: weights.tensors[key] for part, key in keys.items() if key in found}
+        if parts:
+            found -= set(keys.values())
+            changes[path] = read_change(path, parts, tuple(parameter.shape), model.device)
     ready = {f"{site.name}.weight" for layer in model.cross_attention() for site in (layer.key, layer.value)}
     if found or (weights.manifest.side == "text" and changes.keys() - ready):
         raise WeightsInvalid(

@@ -66,6 +66,9 @@ class SiteMerge(Strict):
     stationarity: float | None = Field(
         default=None, description="||D G (I - C^+ C)|| / ||D G||: 0 at the optimum (KKT)"
     )
+    discarded_energy: float | None = Field(
+        default=None, description="share of the sum's squared norm that was cut off"
+    )
 
 
 class MergedInput(Strict):
@@ -101,6 +104,9 @@ class MergeReport(Strict):
     drift_predicted: float | None = None
     drift_held_out: float | None = None
     stationarity: float | None = None
+    discarded_energy: float | None = Field(
+        default=None, description="share of the squared norm of all changes that was cut off"
+    )
     seconds: float | None = None
     sites: list[SiteMerge] = Field(default_factory=list)
 

@@ -4,6 +4,7 @@ from backend.schemas.methods import (
     custom_diffusion,
     dreambooth,
     loha,
+    lokr,
     lora,
     perfusion,
     rank_one,
@@ -23,5 +24,6 @@ CARDS: dict[str, MethodCard] = {
         rank_one.CARD,
         svdiff.CARD,
         loha.CARD,
+        lokr.CARD,
     )
 }

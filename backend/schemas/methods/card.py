@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from backend.schemas.bases import SHIPPED, Backbone
 from backend.schemas.strict import Strict
 
 NEEDS: Mapping[str, str] = {
@@ -16,10 +17,21 @@ NEEDS: Mapping[str, str] = {
 """What methods may need of a family of base models, in words (``worker.ml.families.base.Family.has``)."""
 
 
+Presets = Mapping[Any, dict[str, Any]]
+"""By name: the parameters that differ from the defaults."""
+
+
+class Base(Protocol):
+    """A base model, as far as presets depend on it."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+
 @dataclass(frozen=True)
 class MethodCard:
-    """One row of the table of methods. ``presets`` name the parameters that differ from the defaults; ``needs``
-    what a family of base models must have (``worker.ml.families.base.Family``).
+    """One row of the table of methods. ``presets``: for every backbone the same names; ``needs``: what a family of
+    base models must have (``worker.ml.families.base.Family``).
     """
 
     name: str
@@ -29,9 +41,13 @@ class MethodCard:
     min_photos: int
     max_photos: int
     params_type: type[BaseModel]
-    presets: Mapping[Any, dict[str, Any]]
+    presets: Mapping[Backbone, Presets]
     side: Callable[[Any], str]
     needs: frozenset[str] = frozenset()
+
+    def presets_for(self, base: Base | None) -> Presets:
+        """The presets that fit the base model; while none is known those of the one that ships."""
+        return self.presets[base.backbone if base else SHIPPED]
 
 
 class MethodInfo(Strict):
@@ -45,4 +61,7 @@ class MethodInfo(Strict):
     min_photos: int
     max_photos: int
     params: dict[str, Any]
-    presets: dict[str, dict[str, Any]]
+    presets: dict[str, dict[str, Any]] = Field(description="those of the backbone `small`")
+    presets_by_backbone: dict[Backbone, dict[str, dict[str, Any]]] = Field(
+        description="what each preset changes of the defaults, by the `backbone` that `GET /bases` names"
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backend.schemas.methods.card import MethodCard
-from backend.schemas.methods.prior_source import Prior
+from backend.schemas.methods.card import MethodCard, Presets
+from backend.schemas.methods.prior_source import DRAWN, FEW_DRAWN, Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Collages,
@@ -78,11 +78,26 @@ LEARNT = {"batch_size": 4, "train_token": True, "token_learning_rate": 2e-3, "pr
 the prior keeps the subject out (similarity 0.1 and 0.0 of two subjects; without a prior 0.9 and 1.0). This way it was
 0.7 of the harder one.
 """
-PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+SMALL: Presets = {
     "quick": {"steps": 150, "learning_rate": 3e-4, **LEARNT, "prior_images": 16, "prior_steps": 10},
     "balanced": {"steps": 300, "learning_rate": 3e-4, **LEARNT},
     "thorough": {"steps": 1000, "learning_rate": 1e-4, **LEARNT, "prior_images": 48},
 }
+STABLE_DIFFUSION: Presets = {
+    "quick": {"steps": 400, "learning_rate": 5e-6, "gradient_checkpointing": True, **FEW_DRAWN},
+    "balanced": {"steps": 800, "learning_rate": 5e-6, "gradient_checkpointing": True, **DRAWN},
+    "thorough": {
+        "steps": 1000,
+        "learning_rate": 2e-6,
+        "text_encoder": True,
+        "text_learning_rate": 2e-6,
+        "gradient_checkpointing": True,
+        **DRAWN,
+    },
+}
+"""Balanced: 5e-6 and lambda 1 as in the paper (section 4), 800 steps as diffusers' script with a prior term. Thorough:
+the paper's 1000 steps, and the text encoder at the rate of that script. The word is a rare one and stays it.
+"""
 
 
 def side(params: DreamBoothParams) -> Literal["text", "weights"]:
@@ -101,6 +116,6 @@ CARD = MethodCard(
     min_photos=3,
     max_photos=100,
     params_type=DreamBoothParams,
-    presets=PRESETS,
+    presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
 )

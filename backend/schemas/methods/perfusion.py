@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.card import MethodCard, Presets
 from backend.schemas.strict import Strict
 
 
@@ -50,11 +50,28 @@ class PerfusionParams(Strict):
     ] = 50
 
 
-PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+class WordGate(Strict):
+    """How one word is drawn: its gate, what it locks, and the scale of its part. Trained weights have one for all of
+    their words, among the parameters; merged ones have ``gates`` there, {word: gate}.
+    """
+
+    bias: Annotated[float, Field(ge=0, le=2)]
+    temperature: Annotated[float, Field(gt=0, le=10)]
+    locking: Literal["local", "global"]
+    scale: float = 1.0
+
+
+SMALL: Presets = {
     "quick": {"steps": 60},
     "balanced": {"steps": 100},
     "thorough": {"steps": 300, "learning_rate": 0.01, "token_learning_rate": 0.002},
 }
+STABLE_DIFFUSION: Presets = {
+    "quick": {"steps": 200, "batch_size": 8},
+    "balanced": {"steps": 400, "batch_size": 8},
+    "thorough": {"steps": 400, "batch_size": 16},
+}
+"""The defaults are the paper's rates (section 5); its batch is sixteen, which wants more than 24 GB of GPU memory."""
 
 
 def side(params: PerfusionParams) -> Literal["text", "weights"]:
@@ -76,7 +93,7 @@ CARD = MethodCard(
     min_photos=3,
     max_photos=50,
     params_type=PerfusionParams,
-    presets=PRESETS,
+    presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
     needs=frozenset({"text-kv"}),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,3 +17,10 @@ Prior = Annotated[
         )
     ),
 ]
+
+DRAWN: dict[str, Any] = {"prior_images": 200, "prior_steps": 50}
+"""Class images of a Stable Diffusion preset: as many as diffusers' scripts and Custom Diffusion's baselines draw, with
+as many solver steps (methods.md 2, 4).
+"""
+FEW_DRAWN: dict[str, Any] = {"prior_images": 100, "prior_steps": 25}
+"""Those of a Quick one: drawn in a quarter of the time."""

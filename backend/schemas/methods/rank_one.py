@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backend.schemas.methods.card import MethodCard
+from backend.schemas.methods.card import MethodCard, Presets
 from backend.schemas.strict import Strict
 
 
@@ -27,11 +27,13 @@ class RankOneParams(Strict):
     ] = 0
 
 
-PRESETS: dict[Literal["quick", "balanced", "thorough"], dict[str, Any]] = {
+SMALL: Presets = {
     "quick": {"steps": 16},
     "balanced": {},
     "thorough": {"steps": 128},
 }
+STABLE_DIFFUSION: Presets = SMALL
+"""Nothing is trained, and the strength is relative to what the word said before: nothing depends on the backbone."""
 
 
 def side(params: RankOneParams) -> Literal["text", "weights"]:
@@ -50,7 +52,7 @@ CARD = MethodCard(
     min_photos=3,
     max_photos=50,
     params_type=RankOneParams,
-    presets=PRESETS,
+    presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
     needs=frozenset({"text-kv"}),
 )

@@ -17,7 +17,7 @@ from worker.ml.families.base import DiffusionModel, Family
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("toyworld", "Toyworld", stable_diffusion.load),
+        Family("toyworld", "Toyworld", stable_diffusion.load, "small"),
         Family("sd15", "Stable Diffusion 1.x", stable_diffusion.load),
     )
 }
@@ -27,9 +27,7 @@ def describe_base(folder: Path) -> BaseDescription:
     """What a worker registers of a folder; builds no model and loads no weights. Raises `BaseUnusable` with a
     sentence.
     """
-    return _folder.describe(
-        folder, FAMILIES.keys(), {family.name: family.methods for family in FAMILIES.values()}
-    )
+    return _folder.describe(folder, {name: (each.methods, each.backbone) for name, each in FAMILIES.items()})
 
 
 def load_base(

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from backend.schemas.bases import BaseDescription
+from backend.schemas.bases import Backbone, BaseDescription
 from backend.schemas.methods import CARDS
 from worker.ml.conditioning import Conditioning
 
@@ -162,12 +162,14 @@ def encoder_modules(model: DiffusionModel) -> dict[str, tuple[str, torch.nn.Modu
 @dataclass(frozen=True)
 class Family:
     """A row of the table of families. ``has``: what methods may need; "text-kv" is cross-attention to text whose
-    keys and values depend on the text alone (methods.md 0.5).
+    keys and values depend on the text alone (methods.md 0.5). ``backbone``: whose presets fit, where a base model does
+    not say otherwise.
     """
 
     name: str
     title: str
     load: Callable[[Path, BaseDescription, str, torch.dtype], DiffusionModel]
+    backbone: Backbone = "stable-diffusion"
     has: frozenset[str] = frozenset({"text-kv"})
 
     @property

@@ -4,23 +4,23 @@ consists of.
 A base model is a diffusers folder: ``model_index.json``, ``tokenizer/``, ``text_encoder/``, ``unet/``,
 ``vae/``, ``scheduler/``, weights as safetensors (single files or shards with an index). ``moongate.json``
 beside the index is optional and may say: ``id``, ``family``, ``title``, ``resolution``, ``size_multiple``,
-``max_size``, ``defaults``, ``example_prompts``, ``class_nouns``, ``placeholder_initialiser``. ``captions.txt``, also
-optional, is a corpus of captions, one a line, from which methods learn which words are alike. Nothing in the folder is
-ever executed or unpickled.
+``max_size``, ``backbone``, ``defaults``, ``example_prompts``, ``class_nouns``, ``placeholder_initialiser``.
+``captions.txt``, also optional, is a corpus of captions, one a line, from which methods learn which words are alike.
+Nothing in the folder is ever executed or unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import CLIPTokenizer
 
-from backend.schemas.bases import BaseDescription, SamplingDefaults
+from backend.schemas.bases import Backbone, BaseDescription, SamplingDefaults
 from worker.ml.errors import BaseUnusable
 
 MAX_HEADER_BYTES = 100_000_000
@@ -54,6 +54,7 @@ class Moongate(BaseModel):
     resolution: int | None = None
     size_multiple: int | None = None
     max_size: int | None = None
+    backbone: Backbone | None = None
     defaults: SamplingDefaults = SamplingDefaults()
     example_prompts: list[str] = Field(default_factory=list)
     class_nouns: list[str] = Field(default_factory=list)
@@ -183,16 +184,17 @@ def load_tokenizer(folder: Path) -> Any:
         raise BaseUnusable("The tokenizer of the base model cannot be read.") from error
 
 
-def describe(folder: Path, families: Collection[str], methods: dict[str, tuple[str, ...]]) -> BaseDescription:
+def describe(folder: Path, families: Mapping[str, tuple[tuple[str, ...], Backbone]]) -> BaseDescription:
     """Describes the base model in ``folder`` from its JSON files and the bytes of its weights.
 
-    ``families`` are the known names; ``methods`` what each can serve. Raises `BaseUnusable`.
+    ``families``: the methods that each can serve, and its backbone. Raises `BaseUnusable`.
     """
     check_classes(folder)
     said = read_moongate(folder)
     family = said.family or DEFAULT_FAMILY
     if family not in families:
         raise BaseUnusable(f"The family {family} is not known here.")
+    methods, backbone = families[family]
     unet, vae = read_json(folder / "unet/config.json"), read_json(folder / "vae/config.json")
     encoder = read_json(folder / "text_encoder/config.json")
     tokenizer = load_tokenizer(folder)
@@ -207,7 +209,7 @@ def describe(folder: Path, families: Collection[str], methods: dict[str, tuple[s
         size_multiple=said.size_multiple or cell * 2 ** (len(unet["block_out_channels"]) - 1),
         max_size=said.max_size or 2 * resolution,
         hash=weights_hash(folder),
-        methods=list(methods[family]),
+        methods=list(methods),
         defaults=said.defaults,
         prompt_limit_tokens=min(positions, int(tokenizer.model_max_length)),
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
@@ -215,6 +217,7 @@ def describe(folder: Path, families: Collection[str], methods: dict[str, tuple[s
         class_nouns=said.class_nouns,
         text_sites=text_sites(folder),
         token_width=int(encoder["hidden_size"]),
+        backbone=said.backbone or backbone,
     )
 
 

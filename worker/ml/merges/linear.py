@@ -1,7 +1,8 @@
 """The sum of changes, ``W + sum_n s_n dW_n`` (Ilharco et al., ICLR 2023, arXiv 2212.04089, section 2; methods.md 15).
 
 Of any methods whose changes add, on any layer. With weights of the text side alone the result is text side; as soon as
-one is weight side, all of it is. A sum promises nothing: every concept's change acts on the words of the others.
+one is weight side, all of it is. A sum promises nothing: every concept's change acts on the words of the others, less
+where they were learned along columns of their own (`worker.ml.orthogonal_basis`), which the report says.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from backend.schemas.merges.linear import CARD, LinearParams
 from worker.ml.families.base import DiffusionModel
+from worker.ml.merge_inputs import columns_of
 from worker.ml.merge_sums import merged_sum
 from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.orthogonal_basis import column_notes
 from worker.ml.run import Run
 
 
@@ -28,4 +31,6 @@ class Linear:
         def combine(_path: str, changes: Mapping[int, Tensor]) -> Tensor:
             return params.strength * sum(changes.values(), start=changes[min(changes)].new_zeros(()))
 
-        return merged_sum(model, (self.name, params), inputs, combine, run)
+        merged = merged_sum(model, (self.name, params), inputs, combine, run)
+        notes = [*merged.report.notes, *column_notes([columns_of(each) for each in inputs])]
+        return Merged(merged.weights, merged.report.model_copy(update={"notes": notes}))

@@ -12,6 +12,7 @@ from worker.ml.methods.base import ConceptExamples, Method
 from worker.ml.methods.custom_diffusion import CustomDiffusion
 from worker.ml.methods.dreambooth import DreamBooth
 from worker.ml.methods.loha import Loha
+from worker.ml.methods.lokr import Lokr
 from worker.ml.methods.lora import Lora
 from worker.ml.methods.perfusion import Perfusion
 from worker.ml.methods.rank_one import RankOne
@@ -29,20 +30,27 @@ METHODS: dict[str, Method] = {
         RankOne(),
         SVDiff(),
         Loha(),
+        Lokr(),
     )
 }
 
 
 def with_gate(weights: ConceptWeights, gate: Gate | None) -> ConceptWeights:
-    """``weights`` as they are drawn with another gate; themselves where it is None. Raises `InputInvalid` for a method
-    without one.
+    """``weights`` as they are drawn with another gate for all of their words; themselves where it is None. Raises
+    `InputInvalid` for a method without one.
     """
     if gate is None:
         return weights
     params = weights.manifest.params
-    if not {"draw_bias", "draw_temperature"} <= params.keys():
+    if {"draw_bias", "draw_temperature"} <= params.keys():
+        drawn = {**params, "draw_bias": gate.bias, "draw_temperature": gate.temperature}
+    elif "gates" in params:
+        drawn = {
+            **params,
+            "gates": {word: {**each, **gate.model_dump()} for word, each in params["gates"].items()},
+        }
+    else:
         raise InputInvalid(f"Weights of the method {weights.manifest.method} have no gate.")
-    drawn = {**params, "draw_bias": gate.bias, "draw_temperature": gate.temperature}
     return ConceptWeights(weights.manifest.model_copy(update={"params": drawn}), weights.tensors)
 
 

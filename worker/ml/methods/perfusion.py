@@ -17,20 +17,20 @@ views (``training/dataset.py``); i* and e_class are means over the training sent
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from backend.schemas.methods.perfusion import CARD, PerfusionParams
-from backend.schemas.weights import TaughtToken
+from backend.schemas.methods.perfusion import CARD, PerfusionParams, WordGate
+from backend.schemas.weights import TaughtToken, WeightsManifest
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit, TokenRows
 from worker.ml.errors import InputInvalid, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
-from worker.ml.gates import GatedChange, projection
+from worker.ml.gates import GatedChange, gated_change, projection
 from worker.ml.methods.base import NotAdditive
 from worker.ml.run import Run
 from worker.ml.streams import rng
@@ -109,7 +109,9 @@ class Perfusion:
         covariance = text_covariance(model, corpus, run)
         words = {c.token: untrained(model, c, covariance) for c in concepts}
         sentences = {c.token: [f"{text} <{c.token}>" for text in beginnings(c)] for c in concepts}
-        edit = edit_of(model, words, params.gate_bias, params.gate_temperature)
+        gate = WordGate(bias=params.gate_bias, temperature=params.gate_temperature, locking="local")
+        gates = dict.fromkeys(words, gate)
+        edit = edit_of(model, words, gates)
         check_texts(model, edit, (*(text for known in sentences.values() for text in known), *previews))
         lessons = prepare_lessons(
             model,
@@ -158,13 +160,15 @@ class Perfusion:
                 batch_size=params.batch_size,
                 seed=seed,
                 step=step,
-                edit=edit_of(model, words, params.gate_bias, params.gate_temperature),
+                edit=edit_of(model, words, gates),
                 caption=caption,
             ),
             result=lambda steps: ConceptWeights(
                 manifest_of(CARD, model, tokens, params, seed=seed, steps=steps), packed(words)
             ),
-            preview=lambda run: draw_previews(model, previews, drawing(model, words, params), seed, run),
+            preview=lambda run: draw_previews(
+                model, previews, edit_of(model, words, dict.fromkeys(words, drawn_gate(params))), seed, run
+            ),
             preview_every=params.preview_every,
             fingerprint=fingerprint(f"{self.name}/{corpus_hash(corpus)}", model, concepts, params, seed),
             max_grad_norm=params.max_grad_norm,
@@ -178,11 +182,7 @@ class Perfusion:
         )
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
-        try:
-            params = PerfusionParams.model_validate(weights.manifest.params)
-        except ValidationError:
-            raise WeightsInvalid("The parameters of the weights are not Perfusion's.") from None
-        return drawing(model, unpacked(model, weights), params)
+        return edit_of(model, unpacked(model, weights), word_gates(weights.manifest))
 
     def installation(self, model: DiffusionModel, weights: ConceptWeights) -> None:
         """Nothing: text side."""
@@ -196,7 +196,7 @@ class Perfusion:
         changes = {}
         for name, gated in edit.gated.items():
             keys = gated.keys.double()
-            moved = gated.gates(keys) @ gated.targets.double() - keys @ matrices[name].T
+            moved = gated_change(keys, matrices[name], [(gated, 1.0)])
             changes[name] = (moved.T @ projection(keys, gated.duals)).float()
         return NotAdditive(changes)
 
@@ -247,30 +247,58 @@ def follow(
         word.dual.copy_(covariance.solve(word.key))
 
 
-def edit_of(
-    model: DiffusionModel, words: Mapping[str, Learned], bias: float, temperature: float, *, keys: bool = True
-) -> TextEdit:
-    """All words as one edit; ``keys``: with their keys locked through the gate."""
-    known = list(words.values())
-    stacked_keys = torch.cat([word.key for word in known])
-    duals = torch.cat([word.dual for word in known])
-    classes = torch.cat([word.class_state for word in known])
+def edit_of(model: DiffusionModel, words: Mapping[str, Learned], gates: Mapping[str, WordGate]) -> TextEdit:
+    """All words as one edit, each with its own gate; keys locked through the gate where they are locked locally. A word
+    of scale 0 has no gate, so that the others do not share their directions with it.
+    """
+    acting = [token for token in words if gates[token].scale != 0.0]
+    local = [token for token in acting if gates[token].locking == "local"]
     gated = {}
     for layer in model.cross_attention():
-        if keys:
+        if local:
+            classes = torch.cat([words[token].class_state for token in local])
             locked = classes @ layer.key.weight.float().T
-            gated[layer.key.name] = GatedChange(stacked_keys, duals, locked, bias, temperature)
-        targets = torch.cat([word.targets[layer.value.name] for word in known])
-        gated[layer.value.name] = GatedChange(stacked_keys, duals, targets, bias, temperature)
+            gated[layer.key.name] = _gated(
+                [words[token] for token in local], locked, [gates[token] for token in local]
+            )
+        if acting:
+            targets = torch.cat([words[token].targets[layer.value.name] for token in acting])
+            gated[layer.value.name] = _gated(
+                [words[token] for token in acting], targets, [gates[token] for token in acting]
+            )
     rows = {token: word.rows for token, word in words.items()}
-    return TextEdit(rows, {}, negative=False, gated=gated)
+    everywhere = frozenset(token for token in words if gates[token].locking == "global")
+    return TextEdit(rows, {}, negative=False, gated=gated, locked_words=everywhere)
 
 
-def drawing(model: DiffusionModel, words: Mapping[str, Learned], params: PerfusionParams) -> TextEdit:
-    """The edit that pictures are drawn with: another gate than in training, and locked as ``locking`` says."""
-    local = params.locking == "local"
-    edit = edit_of(model, words, params.draw_bias, params.draw_temperature, keys=local)
-    return edit if local else replace(edit, locks_keys=True)
+def _gated(words: Sequence[Learned], targets: Tensor, gates: Sequence[WordGate]) -> GatedChange:
+    def of_each(part: str) -> Tensor:
+        return torch.tensor([getattr(gate, part) for gate in gates], dtype=torch.float64)
+
+    return GatedChange(
+        torch.cat([word.key for word in words]),
+        torch.cat([word.dual for word in words]),
+        targets,
+        bias=of_each("bias"),
+        temperature=of_each("temperature"),
+        scales=of_each("scale"),
+    )
+
+
+def drawn_gate(params: PerfusionParams) -> WordGate:
+    """What pictures are drawn with: another gate than in training."""
+    return WordGate(bias=params.draw_bias, temperature=params.draw_temperature, locking=params.locking)
+
+
+def word_gates(manifest: WeightsManifest) -> dict[str, WordGate]:
+    """The gate of each word of trained or merged weights. Raises `WeightsInvalid`."""
+    names = [taught.token for taught in manifest.tokens]
+    try:
+        if manifest.merge is None:
+            return dict.fromkeys(names, drawn_gate(PerfusionParams.model_validate(manifest.params)))
+        return {name: WordGate.model_validate(manifest.params["gates"][name]) for name in names}
+    except (ValidationError, KeyError, TypeError):
+        raise WeightsInvalid("The parameters of the weights are not Perfusion's.") from None
 
 
 def packed(words: Mapping[str, Learned]) -> dict[str, Tensor]:
