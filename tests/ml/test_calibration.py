@@ -68,13 +68,13 @@ def calibrate(
 
 @pytest.fixture
 def pictures(model: DiffusionModel, weights: ConceptWeights, tmp_path: Path) -> list[Path]:
-    """What the weights themselves draw at seven tenths, as photos: so there is something to be like."""
+    """One picture that the weights themselves draw at seven tenths, as two photos: so there is something to be like."""
     edit, plan = METHODS["custom-diffusion"].edit(model, weights), Plan(SUBJECT_PROMPTS, IMAGE_SEEDS, 12)
-    drawn = draw(model, plan, [TARGET.own(SUBJECT_PROMPTS[0])], InProcessRun(), edit=edit, scale=0.7)
-    files = [tmp_path / f"{place}.png" for place in range(len(drawn))]
-    for file, pixels in zip(files, drawn, strict=True):
-        shown = ((pixels.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
-        Image.fromarray(shown).save(file)
+    [drawn, _] = draw(model, plan, [TARGET.own(SUBJECT_PROMPTS[0])], InProcessRun(), edit=edit, scale=0.7)
+    shown = ((drawn.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for file, change in zip(files, (0, 1), strict=True):
+        Image.fromarray(shown ^ change).save(file)
     return files
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from backend.schemas.merges.lora_svd import LoraSVDParams
+from backend.schemas.methods.lora import LoraParams
 from tests.ml.merging import made, taught
 from tests.reference.clip_text import Array
 from worker.ml.concept_weights import ConceptWeights
@@ -118,5 +119,10 @@ def test_what_it_cannot_take(model: DiffusionModel, photos: list[Path], tmp_path
     encoder = taught(model, "enc", "dog", tmp_path, photos, "lora", steps=1, text_encoder=True)
     with pytest.raises(MethodUnsupported, match="change the text encoder"):
         merged(model, MergeInput("a", one), MergeInput("e", encoder))
+    dora = taught(model, "dora", "dog", tmp_path, photos, "lora", steps=1, use_dora=True)
+    with pytest.raises(MethodUnsupported, match="made by DoRA"):
+        merged(model, MergeInput("a", one), MergeInput("d", dora))
+    with pytest.raises(ValueError, match="never add without crosstalk"):
+        LoraParams(use_dora=True, basis="orthogonal")
     with pytest.raises(InputInvalid, match="cancel one another"):
         merged(model, MergeInput("a", one), MergeInput("b", one, -1.0, {"stark": "other"}))
