@@ -157,7 +157,9 @@ def summarise(bench: Bench) -> None:
         rows = [one for one in files if one["method"] == method and bench.is_current(one)]
         if rows:
             table[method] = {"n": len(rows)} | {
-                measure: asdict(protocol.spread([row[measure] for row in rows])) for measure in MEASURES
+                measure: asdict(protocol.spread([row[measure] for row in rows]))
+                for measure in MEASURES
+                if all(measure in row for row in rows)  # fine-tune-all is not calibrated
             }
         strips = [bench.work / "pictures" / f"{method}--{one.slug}.png" for one in _subjects(bench)]
         if strips and all(file.exists() for file in strips):

@@ -24,7 +24,10 @@ class Gate(Strict):
 
 class WeightsChoice(Strict):
     id: Id
-    scale: Scale | None = Field(default=None, description="None: the weights' own (`manifest.scale`)")
+    scale: Scale | None = Field(
+        default=None,
+        description="None: the weights' own (`manifest.scale`) for a concept alone, 1 among several",
+    )
     gate: Gate | None = Field(default=None, description="None: as the weights were made; gated methods only")
 
 

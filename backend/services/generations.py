@@ -80,7 +80,8 @@ def completed(session: Session, job: Job, needed: list[Job]) -> dict[str, Any]:
     rows = list(session.scalars(made.order_by(ConceptWeights.id)))
     if len(rows) < len(needed):
         raise Invalid("What was learned for these pictures has been deleted meanwhile.", code="input_invalid")
-    added = [pinned(session, row, mixing.own_scale(row)) for row in rows]
+    alone = spec.layout is None and len(set(prompts.tokens(spec.prompt))) <= 1
+    added = [pinned(session, row, _scale(row, alone)) for row in rows]
     layout = regions.with_weights(spec.layout, spec.text, added)
     spec = spec.model_copy(update={"weights": [*spec.weights, *added], "layout": layout})
     used = [each.file.id for each in spec.weights]
@@ -99,14 +100,15 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
     areas = regions.checked(body)
     inside = {name for area in areas for name in area.names}
     names = [name for name in prompts.tokens(prompt) if name not in inside]
-    asked = _chosen(session, owner_id, body.weights or [], "")
-    own = [_chosen(session, owner_id, area.asked.weights or [], area.pointer) for area in areas]
+    alone = len({*names, *inside}) <= 1
+    asked = _chosen(session, owner_id, body.weights or [], "", alone)
+    own = [_chosen(session, owner_id, area.asked.weights or [], area.pointer, alone) for area in areas]
     everyone = [*asked, *(each for weights in own for each in weights)]
     base = _base(session, owner_id, body, [row for row, _ in everyone], [*names, *sorted(inside)])
     whole = asked if not areas else [each for each in asked if _acts(session, each[0], names, inside)]
-    known, chosen, needed = _teachers(session, owner_id, names, base, whole)
+    known, chosen, needed = _teachers(session, owner_id, names, base, whole, alone=alone)
     resolved = [
-        _resolved(session, owner_id, base, area, weights or asked)
+        _resolved(session, owner_id, base, area, weights or asked, alone=alone)
         for area, weights in zip(areas, own, strict=True)
     ]
     if prompts.tokens(negative):
@@ -162,7 +164,9 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
 Chosen = list[tuple[ConceptWeights, ActingWeights]]
 
 
-def _chosen(session: Session, owner_id: str, choices: list[WeightsChoice], pointer: str) -> Chosen:
+def _chosen(
+    session: Session, owner_id: str, choices: list[WeightsChoice], pointer: str, alone: bool
+) -> Chosen:
     if len({choice.id for choice in choices}) < len(choices):
         raise Invalid.at(f"{pointer}/weights", "The same weights are named twice.")
     rows = [owned.get(session, ConceptWeights, owner_id, choice.id) for choice in choices]
@@ -171,11 +175,19 @@ def _chosen(session: Session, owner_id: str, choices: list[WeightsChoice], point
             raise Invalid.at(
                 f"{pointer}/weights/{place}/gate", "The method of these weights has no gate.", code="no-gate"
             )
-    return [(row, _acting(row, choice.scale, choice.gate)) for row, choice in zip(rows, choices, strict=True)]
+    return [
+        (row, ActingWeights(id=row.id, scale=_scale(row, alone, choice.scale), gate=choice.gate))
+        for row, choice in zip(rows, choices, strict=True)
+    ]
 
 
-def _acting(row: ConceptWeights, scale: float | None = None, gate: Gate | None = None) -> ActingWeights:
-    return ActingWeights(id=row.id, scale=mixing.own_scale(row) if scale is None else scale, gate=gate)
+def _scale(row: ConceptWeights, alone: bool, named: float | None = None) -> float:
+    """The one that is named; else the weights' own for a concept that is ``alone``. Among several each stands weaker,
+    and gets all that was learned.
+    """
+    if named is not None:
+        return named
+    return mixing.own_scale(row) if alone else 1.0
 
 
 def _acts(session: Session, row: ConceptWeights, names: list[str], inside: set[str]) -> bool:
@@ -191,6 +203,7 @@ def _teachers(
     base: BaseModelInfo,
     asked: Chosen,
     *,
+    alone: bool,
     pointer: str = "",
 ) -> tuple[Mapping[str, Placeholder], Chosen, list[Job]]:
     """What the tokens of one text stand for, the weights that act on it (``asked``, else the newest of each token),
@@ -202,13 +215,13 @@ def _teachers(
     if not asked:
         ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
         rows = [owned.get(session, ConceptWeights, owner_id, weights_id) for weights_id in ids]
-        asked = [(row, _acting(row)) for row in rows]
+        asked = [(row, ActingWeights(id=row.id, scale=_scale(row, alone))) for row in rows]
     mixing.require_one_edit([row for row, _ in asked], needed, f"{pointer}/prompt")
     return known, asked, needed
 
 
 def _resolved(
-    session: Session, owner_id: str, base: BaseModelInfo, area: Area, asked: Chosen
+    session: Session, owner_id: str, base: BaseModelInfo, area: Area, asked: Chosen, *, alone: bool
 ) -> tuple[Resolved, Chosen, list[Job]]:
     """A region with its weights: those of ``asked`` that teach a token of it, or all where they are its own."""
     own = area.asked.weights
@@ -216,7 +229,9 @@ def _resolved(
         asked if own else [each for each in asked if set(_taught(session, [each[0]])) & set(area.names)]
     )
     regions.require_one_teacher(area, [(row.id, sorted(_taught(session, [row]))) for row, _ in teaching])
-    known, chosen, needed = _teachers(session, owner_id, area.names, base, teaching, pointer=area.pointer)
+    known, chosen, needed = _teachers(
+        session, owner_id, area.names, base, teaching, alone=alone, pointer=area.pointer
+    )
     every = {**_taught(session, [row for row, _ in chosen]), **known}
     return Resolved(area, every, [choice for _, choice in chosen]), chosen, needed
 

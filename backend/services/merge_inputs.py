@@ -156,8 +156,7 @@ def _input(session: Session, owner_id: str, choice: MergeChoice) -> Input:
         .where(WeightsConcept.weights_id == row.id, Concept.deleted_at.is_(None))
         .order_by(WeightsConcept.token)
     )
-    scale = mixing.own_scale(row) if choice.scale is None else choice.scale
-    return Input(row, scale, {link.token: link.Concept for link in links})
+    return Input(row, choice.scale, {link.token: link.Concept for link in links})
 
 
 def _require_one_base(session: Session, inputs: Sequence[Input]) -> None:

@@ -116,7 +116,7 @@ def test_wrong_fields(client: TestClient, two: tuple[str, str]) -> None:
     for fields, code, pointer in WRONG:
         found = problem(client, body(*two, **fields))
         assert (found["code"], found["errors"][0]["pointer"]) == (code, pointer), fields
-    for scale in (-0.1, 2.1, "much"):
+    for scale in (-0.1, 2.1, "much", None):
         wrong = {"weights": [{"id": two[0]}, {"id": two[1], "scale": scale}]}
         assert problem(client, wrong)["errors"][0]["pointer"] == "/weights/1/scale"
 

@@ -118,6 +118,26 @@ def test_the_newest_weights_are_taken_unless_others_are_named(api: Api, workshop
     assert [(weights["file"]["id"], weights["scale"]) for weights in chosen] == [(first, 0.5)]
 
 
+def test_a_concept_alone_gets_the_scale_that_suits_it_and_several_all_they_learned(
+    api: Api, workshop: Workshop
+) -> None:
+    def scales(prompt: str, **more: Any) -> list[float]:
+        return [each["scale"] for each in workshop.job(api.generate(prompt, **more)["id"]).spec["weights"]]
+
+    concept, first = api.taught(workshop)
+    api.train(concept["id"])
+    own = workshop.train(scale=0.65)
+    _, other = api.taught(workshop, "Other")
+    assert scales("@stark and @stark") == [0.65]
+    assert scales("@stark", weights=[{"id": own}]) == [0.65]
+    assert scales("@stark", weights=[{"id": own, "scale": 1.0}]) == [1.0]
+    assert scales("@stark", weights=[{"id": first}]) == [1.0]
+    box = {"x": 0.0, "y": 0.0, "width": 0.5, "height": 1.0, "prompt": "@stark"}
+    assert scales("@stark on the beach", regions=[box]) == [0.65]
+    assert scales("@stark and @other") == [1.0, 1.0]
+    assert scales("@stark and @other", weights=[{"id": own, "scale": 0.5}, {"id": other}]) == [0.5, 1.0]
+
+
 def test_reasons_a_token_cannot_be_used(client: TestClient, api: Api, workshop: Workshop) -> None:
     _, first = api.taught(workshop)
     api.concept("Fresh")

@@ -13,7 +13,7 @@ from backend.schemas.trainings import PinnedConcept
 
 class MergeChoice(Strict):
     id: Id
-    scale: Scale | None = Field(default=None, description="None: the weights' own (`manifest.scale`)")
+    scale: Scale = 1.0
 
 
 class MergeCreate(Strict):
