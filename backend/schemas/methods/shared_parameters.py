@@ -17,6 +17,15 @@ MaxGradNorm = Annotated[float, Field(gt=0, le=100, description="gradients are cl
 PreviewEvery = Annotated[
     int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
 ]
+Companions = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=0.9,
+        description="share of the rows that show the subject beside another thing, drawn by the base model, so that it "
+        "holds in pictures of several",
+    ),
+]
 Collages = Annotated[
     float,
     Field(

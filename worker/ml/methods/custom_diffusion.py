@@ -236,6 +236,7 @@ def prepare(
         prior_dir=prior_dir,
         run=run,
         new_category=params.new_category,
+        companions=params.companions,
     )
 
 
@@ -252,6 +253,7 @@ def deal_rows(
         edit=edit,
         caption=caption,
         collages=collage_share(params),
+        companions=params.companions,
     )
 
 

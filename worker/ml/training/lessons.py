@@ -19,6 +19,7 @@ from worker.ml.run import Run
 from worker.ml.streams import rng
 from worker.ml.training.augmentation import SMALL, ZOOMED
 from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
+from worker.ml.training.companions import Companions, build_companions
 from worker.ml.training.collages import collage, collage_captions, collage_rows, words
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
@@ -55,6 +56,7 @@ class Lesson:
     concept: ConceptExamples
     bank: Bank
     prior: PriorImages | PriorPrediction | None
+    companions: Companions | None = None
 
 
 Caption = Callable[[Lesson, str, int], str]
@@ -128,6 +130,7 @@ def prepare_lessons(
     prior_dir: Path,
     run: Run,
     new_category: bool = False,
+    companions: float = 0.0,
 ) -> list[Lesson]:
     """Encodes photos and makes or finds prior images; ``prior_images`` 0: none. Raises `InputInvalid`. To be called
     before anything is installed: the prior is the base model's.
@@ -170,7 +173,19 @@ def prepare_lessons(
             flip=flip,
             run=run,
         )
-        lessons.append(Lesson(concept, bank, kept))
+        company = None
+        if companions > 0 and not new_category:
+            company = build_companions(
+                model,
+                concept,
+                concept.photos,
+                prior_steps=prior_steps,
+                flip=flip,
+                seed=seed,
+                cache_dir=prior_dir,
+                run=run,
+            )
+        lessons.append(Lesson(concept, bank, kept, company))
     return lessons
 
 
@@ -209,6 +224,7 @@ def deal_lessons(
     edit: TextEdit,
     caption: Caption = plain_caption,
     collages: float = 0.0,
+    companions: float = 0.0,
 ) -> Rows:
     """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts. A share
     ``collages`` of the rows shows two concepts, where there are two subjects (`worker.ml.training.collages`).
@@ -226,6 +242,16 @@ def deal_lessons(
         latents.append(bank.latents[dealt])
         masks.append(bank.masks[dealt])
         captions += [caption(lesson, bank.prefixes[entry], turn + nth) for nth, entry in enumerate(dealt)]
+        if lesson.companions is not None:
+            for at in range(0, turns, PHOTOS_TOGETHER):
+                dice = rng(seed, f"companions/{concept.token}/{at}", step)
+                if float(torch.rand((), generator=dice)) >= companions:
+                    continue
+                count = min(PHOTOS_TOGETHER, turns - at)
+                for nth, entry in enumerate(lesson.companions.deal(count, False, dice)):
+                    latents[-1][at + nth] = lesson.companions.latents[entry]
+                    masks[-1][at + nth] = lesson.companions.masks[entry]
+                    captions[len(captions) - turns + at + nth] = lesson.companions.captions[entry]
         prior += [False] * turns
         tokens += [concept.token] * turns
         if lesson.prior is not None:
@@ -235,6 +261,12 @@ def deal_lessons(
             masks.append(torch.ones_like(masks[-1]))
             captions += [kept.captions[entry] for entry in drawn]
             prior += [True] * turns
+            if lesson.companions is not None and isinstance(kept, PriorImages):
+                dice = rng(seed, f"companions/{concept.token}/prior", step)
+                if float(torch.rand((), generator=dice)) < companions:
+                    for nth, entry in enumerate(lesson.companions.deal(turns, True, dice)):
+                        latents[-1][nth] = lesson.companions.pictures.latents[entry]
+                        captions[len(captions) - turns + nth] = lesson.companions.pictures.captions[entry]
             tokens += [concept.token] * turns
     shown, fields = torch.cat(latents), torch.cat(masks)
     for row, (left, right) in collage_rows(
