@@ -17,15 +17,6 @@ MaxGradNorm = Annotated[float, Field(gt=0, le=100, description="gradients are cl
 PreviewEvery = Annotated[
     int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
 ]
-Companions = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=0.9,
-        description="share of the rows that show the subject beside another thing, drawn by the base model, so that it "
-        "holds in pictures of several",
-    ),
-]
 Collages = Annotated[
     float,
     Field(
@@ -33,5 +24,14 @@ Collages = Annotated[
         le=0.9,
         description="where several subjects train together: share of the rows that show two of them side by side "
         "(SVDiff's Cut-Mix: 0.6)",
+    ),
+]
+Companions = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=0.9,
+        description="share of the rows that show the subject beside another thing, drawn by the base model, so that it "
+        "holds in pictures of several; none for a style, or where concept or base model name no class noun",
     ),
 ]

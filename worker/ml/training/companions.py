@@ -6,10 +6,11 @@ size, and it is lost. Cut-Mix (`worker.ml.training.collages`) needs a second con
 model's own pictures of the class *and another thing* take its place: a photo, made smaller, is pasted over the half of
 such a picture where the class should stand, and the caption names the placeholder where the picture's named the class.
 As with the small views of the augmentation (methods.md 4) only the pasted box, less one latent cell a side, counts:
-the companion is seen and not learned. The pictures as they are, with their own captions, are prior images as well.
+the companion is seen and not learned. The pictures as they are, with their own captions, are prior images as well,
+where the prior images are generated.
 
 A caption names from left to right, as a reader expects; where the base model puts things elsewhere, the pasted photo
-still stands where its caption says. This is our own; what it brings is in ``benchmarks/results``.
+still stands where its caption says. This is our own, without a paper.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from worker.ml.families.base import DiffusionModel
@@ -31,33 +33,17 @@ from worker.ml.training.dataset import ENCODED_AT_ONCE, PHOTOS_TOGETHER
 from worker.ml.training.prior import CHUNK, PriorImages, ensure_prior
 
 if TYPE_CHECKING:
-    from worker.ml.training.lessons import ConceptExamples
+    from worker.ml.training.lessons import ConceptExamples, Lesson
 
 COMPANIONS = 8
-"""Other things, each in one of the surroundings, left and right of the subject in turn."""
+"""Other things, each in one of the surroundings, right and left of the subject in turn."""
 VIEWS_PER_PICTURE = 2
 SMALLEST, LARGEST = 0.44, 0.58
 """Side of the pasted photo, in shares of the picture's: two subjects of these sizes stand side by side."""
-
-
-@dataclass(frozen=True, eq=False)
-class Companions:
-    """latents [M, C, h, w], masks [M, 1, h, w] and captions [M] of photos among companions, and ``pictures``, the base
-    model's own that they were pasted into.
-    """
-
-    latents: Tensor
-    masks: Tensor
-    captions: tuple[str, ...]
-    pictures: PriorImages
-
-    def deal(self, count: int, prior: bool, dice: torch.Generator) -> list[int]:
-        """``count`` entries of one caption, by chance: text encoders cost by the caption."""
-        captions = self.pictures.captions if prior else self.captions
-        distinct = list(dict.fromkeys(captions))
-        chosen = distinct[_below(len(distinct), dice)]
-        held = [at for at, caption in enumerate(captions) if caption == chosen]
-        return [held[_below(len(held), dice)] for _ in range(count)]
+INWARDS, DOWNWARDS = 0.06, 0.16
+"""How far a box moves at most, in shares of the picture's side: from its edge beyond the half that it leaves free, and
+from the middle down.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,87 +55,119 @@ class Company:
     left: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Companions:
+    """latents [M, C, h, w], masks [M, 1, h, w] and captions [M] of photos among companions; ``prior``: the base model's
+    own pictures that they were pasted into, where they are preserved.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    captions: tuple[str, ...]
+    prior: PriorImages | None
+
+
 def companies(concept: ConceptExamples, nouns: Sequence[str], examples: Sequence[str]) -> list[Company]:
-    """At most ``COMPANIONS``; empty for a style or where there is no class noun or no other thing."""
+    """At most ``COMPANIONS``, of ``nouns``, in the surroundings of the ``examples`` without an article of their own;
+    empty for a style, and where there is no class noun or no other thing.
+    """
     noun = concept.class_noun
     others = [other for other in nouns if other.lower() != noun.lower()]
     if concept.kind == "style" or not noun or not others:
         return []
-    places = [
-        example for example in examples if "{}" in example and not ARTICLE.search(example.split("{}")[0])
-    ] or ["photo of {}"]
-    stride = max(1, len(others) // COMPANIONS)
+    places = [each for each in examples if "{}" in each and not ARTICLE.search(each.split("{}")[0])]
+    places = places or ["photo of {}"]
+    spread = others[:: max(1, len(others) // COMPANIONS)][:COMPANIONS]
     found = []
-    for at, other in enumerate(others[::stride][:COMPANIONS]):
-        left, place = at % 2 == 0, places[at % len(places)]
-
-        def told(own: str, place: str = place, other: str = other, left: bool = left) -> str:
-            pair = (own, with_article(other)) if left else (with_article(other), own)
-            return place.replace("{}", " and ".join(pair), 1)
-
-        found.append(Company(told(f"a <{concept.token}> {noun}"), told(with_article(noun)), left))
+    for at, other in enumerate(spread):
+        left, thing = at % 2 == 0, with_article(other)
+        frame = places[at % len(places)].replace(
+            "{}", f"{{}} and {thing}" if left else f"{thing} and {{}}", 1
+        )
+        own, plain = f"a <{concept.token}> {noun}", with_article(noun)
+        found.append(Company(frame.replace("{}", own, 1), frame.replace("{}", plain, 1), left))
     return found
+
+
+def companion_texts(
+    model: DiffusionModel, concepts: Sequence[ConceptExamples], companions: float
+) -> list[str]:
+    """Captions that companions of the concepts may get, and those of the pictures that they are pasted into."""
+    if companions == 0.0:
+        return []
+    base = model.description
+    return [
+        text
+        for concept in concepts
+        for company in companies(concept, base.class_nouns, base.example_prompts)
+        for text in (company.caption, company.plain)
+    ]
 
 
 def build_companions(
     model: DiffusionModel,
     concept: ConceptExamples,
-    photos: Sequence[Path],
     *,
+    preserve: bool,
     prior_steps: int,
     flip: bool,
     seed: int,
     cache_dir: Path,
     run: Run,
 ) -> Companions | None:
-    """None where the concept has no `companies`. The base's pictures are kept like all prior images."""
-    found = companies(concept, model.description.class_nouns, model.description.example_prompts)
-    if not found:
+    """Draws or finds the base's pictures, which are kept like all prior images, and encodes photos among them; None
+    where the concept has no `companies`. ``preserve``: the pictures are prior images too.
+
+    A pure function of photos, seed and parameters, whatever the number of steps. ``run.step("photos", ...)`` after each
+    batch. Raises `InputInvalid`, `PromptTooLong` and what ``run.step`` raises.
+    """
+    known = companies(concept, model.description.class_nouns, model.description.example_prompts)
+    if not known:
         return None
     pictures = ensure_prior(
         model,
-        [company.plain for company in found],
-        count=CHUNK * len(found),
+        [company.plain for company in known],
+        count=CHUNK * len(known),
         steps=prior_steps,
         cache_dir=cache_dir,
         run=run,
     )
-    size, cell = model.description.resolution, model.cell
-    squares = [open_square(path, size) for path in photos]
-    latents, masks, captions = [], [], list[str]()
-    stream = f"companions/{concept.token}"
+    of_picture = {company.plain: company for company in known}
+    size, stream = model.description.resolution, f"companions/{concept.token}"
+    squares = [open_square(path, size) for path in concept.photos]
+    latents, masks, captions = list[Tensor](), list[Tensor](), list[str]()
     for first in range(0, len(pictures.captions), ENCODED_AT_ONCE):
+        plain = pictures.captions[first : first + ENCODED_AT_ONCE]
         under = model.decode_latents(pictures.latents[first : first + ENCODED_AT_ONCE]).float().cpu()
         for turn in range(VIEWS_PER_PICTURE):
-            views = []
-            for offset, canvas in enumerate(under):
-                company, number = found[(first + offset) // CHUNK], (first + offset) * VIEWS_PER_PICTURE + turn
-                dice = rng(seed, f"{stream}/view", number)
-                square = squares[number % len(squares)]
-                draw = place_draw(size, company.left, dice, flip=flip)
-                view = render(square, draw, size, cell)
-                box = (
-                    slice(draw.top_px, draw.top_px + draw.size_px),
-                    slice(draw.left_px, draw.left_px + draw.size_px),
-                )
-                pixels = canvas.clamp(-1.0, 1.0).clone()
-                pixels[:, *box] = view.pixels[:, *box]
+            views = list[Tensor]()
+            for nth, picture in enumerate(under.clamp(-1.0, 1.0)):
+                company, view = of_picture[plain[nth]], (first + nth) * VIEWS_PER_PICTURE + turn
+                draw = place_draw(size, company.left, rng(seed, f"{stream}/view", view), flip=flip)
+                pixels, mask = pasted(picture, squares[view % len(squares)], draw, model.cell)
                 views.append(pixels)
-                masks.append(view.mask)
+                masks.append(mask)
                 captions.append(company.caption)
-            posterior = rng(seed, f"{stream}/posterior", first * VIEWS_PER_PICTURE + turn)
-            latents.append(model.encode_images(torch.stack(views), posterior).float())
-        run.step("photos", first + len(under), len(pictures.captions))
-    return Companions(torch.cat(latents), torch.stack(masks).to(model.device), tuple(captions), pictures)
+            dice = rng(seed, f"{stream}/posterior", first * VIEWS_PER_PICTURE + turn)
+            latents.append(model.encode_images(torch.stack(views), dice).float())
+            run.step("photos", len(captions), len(pictures.captions) * VIEWS_PER_PICTURE)
+    return Companions(
+        torch.cat(latents),
+        torch.stack(masks).to(model.device),
+        tuple(captions),
+        pictures if preserve else None,
+    )
 
 
 def place_draw(size_px: int, left: bool, dice: torch.Generator, *, flip: bool) -> Draw:
-    """Where a photo is pasted: in its half, its middle a little below the picture's, as things stand on grounds."""
+    """Where a photo is pasted: its middle in its own half and, as things stand on grounds, a little below the
+    picture's. It may reach over the middle. Pure in ``dice``.
+    """
     chance = torch.rand(4, generator=dice).tolist()
     side = round((SMALLEST + (LARGEST - SMALLEST) * chance[0]) * size_px)
-    room = max(0, size_px // 2 - side) + round(0.06 * size_px)
+    room = max(0, size_px // 2 - side) + round(INWARDS * size_px)
     start = round(chance[1] * room)
-    top = round((0.5 + 0.16 * chance[2]) * size_px) - side // 2
+    top = round((0.5 + DOWNWARDS * chance[2]) * size_px) - side // 2
     return Draw(
         side,
         start if left else size_px - side - start,
@@ -157,6 +175,67 @@ def place_draw(size_px: int, left: bool, dice: torch.Generator, *, flip: bool) -
         "",
         flip and chance[3] < 0.5,
     )
+
+
+def pasted(picture: Tensor, photo: Image.Image, draw: Draw, cell: int) -> tuple[Tensor, Tensor]:
+    """``picture`` [3, S, S] with the square ``photo`` in the box of ``draw``; and the mask [1, S / cell, S / cell] of
+    what counts, the box less one cell a side.
+    """
+    view = render(photo, draw, picture.shape[-1], cell)
+    box = (
+        ...,
+        slice(draw.top_px, draw.top_px + draw.size_px),
+        slice(draw.left_px, draw.left_px + draw.size_px),
+    )
+    pixels = picture.clone()
+    pixels[box] = view.pixels[box]
+    return pixels, view.mask
+
+
+def companion_rows(
+    lessons: Sequence[Lesson],
+    tokens: Sequence[str],
+    prior: Sequence[bool],
+    *,
+    share: float,
+    seed: int,
+    step: int,
+) -> dict[int, tuple[Tensor, Tensor, str]]:
+    """{row: (latents [C, h, w], mask [1, h, w], caption)} of the rows that become companions, each with probability
+    ``share``: photos by `PHOTOS_TOGETHER`, the prior rows of a concept all or none, because text encoders cost by the
+    caption.
+    """
+    found: dict[int, tuple[Tensor, Tensor, str]] = {}
+    for lesson in lessons:
+        known, token = lesson.companions, lesson.concept.token
+        if known is None:
+            continue
+        own = [row for row, each in enumerate(tokens) if each == token and not prior[row]]
+        for first in range(0, len(own), PHOTOS_TOGETHER):
+            rows = own[first : first + PHOTOS_TOGETHER]
+            for row, entry in _dealt(
+                rows, known.captions, share, rng(seed, f"companions/{token}/{first}", step)
+            ):
+                found[row] = known.latents[entry], known.masks[entry], known.captions[entry]
+        if known.prior is None:
+            continue
+        whole, kept = torch.ones_like(known.masks[0]), known.prior
+        own = [row for row, each in enumerate(tokens) if each == token and prior[row]]
+        for row, entry in _dealt(own, kept.captions, share, rng(seed, f"companions/{token}/prior", step)):
+            found[row] = kept.latents[entry], whole, kept.captions[entry]
+    return found
+
+
+def _dealt(
+    rows: Sequence[int], captions: Sequence[str], share: float, dice: torch.Generator
+) -> list[tuple[int, int]]:
+    """(row, entry) with entries of one caption for all of ``rows``, with probability ``share``; else none."""
+    if float(torch.rand((), generator=dice)) >= share:
+        return []
+    distinct = list(dict.fromkeys(captions))
+    chosen = distinct[_below(len(distinct), dice)]
+    held = [at for at, caption in enumerate(captions) if caption == chosen]
+    return [(row, held[_below(len(held), dice)]) for row in rows]
 
 
 def _below(count: int, dice: torch.Generator) -> int:

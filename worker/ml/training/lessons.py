@@ -19,8 +19,8 @@ from worker.ml.run import Run
 from worker.ml.streams import rng
 from worker.ml.training.augmentation import SMALL, ZOOMED
 from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
-from worker.ml.training.companions import Companions, build_companions
 from worker.ml.training.collages import collage, collage_captions, collage_rows, words
+from worker.ml.training.companions import Companions, build_companions, companion_rows
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.retrieval import retrieve_prior
@@ -136,6 +136,7 @@ def prepare_lessons(
     before anything is installed: the prior is the base model's.
 
     ``new_category``: the class noun is what is taught, so the prior images are of others (`other_class_prompts`).
+    ``companions`` above 0: photos are shown among other things too (`worker.ml.training.companions`).
     """
     lessons = []
     for concept in concepts:
@@ -174,11 +175,11 @@ def prepare_lessons(
             run=run,
         )
         company = None
-        if companions > 0 and not new_category:
+        if companions > 0.0:
             company = build_companions(
                 model,
                 concept,
-                concept.photos,
+                preserve=prior == "generated" and kept is not None,
                 prior_steps=prior_steps,
                 flip=flip,
                 seed=seed,
@@ -227,7 +228,8 @@ def deal_lessons(
     companions: float = 0.0,
 ) -> Rows:
     """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts. A share
-    ``collages`` of the rows shows two concepts, where there are two subjects (`worker.ml.training.collages`).
+    ``collages`` of the rows shows two concepts, where there are two subjects (`worker.ml.training.collages`); of the
+    others a share ``companions`` shows one among other things.
     """
     edits = ((edit, 1.0),)
     latents, masks, captions, prior, tokens = [], [], [], [], list[str]()
@@ -242,16 +244,6 @@ def deal_lessons(
         latents.append(bank.latents[dealt])
         masks.append(bank.masks[dealt])
         captions += [caption(lesson, bank.prefixes[entry], turn + nth) for nth, entry in enumerate(dealt)]
-        if lesson.companions is not None:
-            for at in range(0, turns, PHOTOS_TOGETHER):
-                dice = rng(seed, f"companions/{concept.token}/{at}", step)
-                if float(torch.rand((), generator=dice)) >= companions:
-                    continue
-                count = min(PHOTOS_TOGETHER, turns - at)
-                for nth, entry in enumerate(lesson.companions.deal(count, False, dice)):
-                    latents[-1][at + nth] = lesson.companions.latents[entry]
-                    masks[-1][at + nth] = lesson.companions.masks[entry]
-                    captions[len(captions) - turns + at + nth] = lesson.companions.captions[entry]
         prior += [False] * turns
         tokens += [concept.token] * turns
         if lesson.prior is not None:
@@ -261,14 +253,10 @@ def deal_lessons(
             masks.append(torch.ones_like(masks[-1]))
             captions += [kept.captions[entry] for entry in drawn]
             prior += [True] * turns
-            if lesson.companions is not None and isinstance(kept, PriorImages):
-                dice = rng(seed, f"companions/{concept.token}/prior", step)
-                if float(torch.rand((), generator=dice)) < companions:
-                    for nth, entry in enumerate(lesson.companions.deal(turns, True, dice)):
-                        latents[-1][nth] = lesson.companions.pictures.latents[entry]
-                        captions[len(captions) - turns + nth] = lesson.companions.pictures.captions[entry]
             tokens += [concept.token] * turns
     shown, fields = torch.cat(latents), torch.cat(masks)
+    for row, among in companion_rows(lessons, tokens, prior, share=companions, seed=seed, step=step).items():
+        shown[row], fields[row], captions[row] = among
     for row, (left, right) in collage_rows(
         lessons, tokens, prior, share=collages, seed=seed, step=step
     ).items():
