@@ -32,7 +32,7 @@ def test_every_setting_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CARDS))
 def test_every_method_has_its_section_and_its_source(name: str) -> None:
     text = (ROOT / "docs/methods.md").read_text()
-    section = re.search(rf"^## .*`{re.escape(name)}`.*?(?=^## |\Z)", text, re.M | re.S)
+    section = re.search(rf"^## [^\n]*`{re.escape(name)}`.*?(?=^## |\Z)", text, re.M | re.S)
     assert section, f"docs/methods.md has no section for {name}"
     arxiv = re.search(r"arXiv (\d{4}\.\d{5})", CARDS[name].source)
     assert arxiv
@@ -56,7 +56,7 @@ def test_presets_for_stable_diffusion_stand_in_their_table(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MERGE_CARDS))
 def test_every_merge_has_its_section_and_its_source(name: str) -> None:
     text = (ROOT / "docs/methods.md").read_text()
-    section = re.search(rf"^### .*`{re.escape(name)}`.*?(?=^###? |\Z)", text, re.M | re.S)
+    section = re.search(rf"^### [^\n]*`{re.escape(name)}`.*?(?=^###? |\Z)", text, re.M | re.S)
     assert section, f"docs/methods.md has no section for {name}"
     arxiv = re.search(r"arXiv (\d{4}\.\d{5})", MERGE_CARDS[name].source)
     assert arxiv

@@ -10,6 +10,7 @@ from backend.schemas.methods.prior_source import Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Collages,
+    Companions,
     Flip,
     MaxGradNorm,
     PreviewEvery,
@@ -45,6 +46,7 @@ class AttentionAdapterParams(Strict):
     prior_steps: PriorSteps = 12
     flip: Flip = True
     collages: Collages = 0.0
+    companions: Companions = 0.0
     max_grad_norm: MaxGradNorm = 1.0
     preview_every: PreviewEvery = 50
 

@@ -11,6 +11,7 @@ from backend.schemas.methods.prior_source import DRAWN, FEW_DRAWN, Prior
 from backend.schemas.methods.shared_parameters import (
     BatchSize,
     Collages,
+    Companions,
     Flip,
     MaxGradNorm,
     PreviewEvery,
@@ -69,6 +70,7 @@ class DreamBoothParams(Strict):
     ] = "adamw"
     flip: Flip = True
     collages: Collages = 0.0
+    companions: Companions = 0.0
     max_grad_norm: MaxGradNorm = 1.0
     preview_every: PreviewEvery = 50
 

@@ -26,3 +26,12 @@ Collages = Annotated[
         "(SVDiff's Cut-Mix: 0.6)",
     ),
 ]
+Companions = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=0.9,
+        description="share of the rows that show the subject beside another thing, drawn by the base model, so that it "
+        "holds in pictures of several; none for a style, or where concept or base model name no class noun",
+    ),
+]

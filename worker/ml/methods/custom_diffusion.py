@@ -34,6 +34,7 @@ from worker.ml.installation import WeightEdit, added
 from worker.ml.run import Run
 from worker.ml.stored_changes import read_change
 from worker.ml.taught_words import rare_rows, taught_rows, token_tensors, wordless
+from worker.ml.training.companions import companion_texts
 from worker.ml.training.lessons import (
     ConceptExamples,
     Lesson,
@@ -71,7 +72,8 @@ class CustomDiffusion:
         edit = untrained_edit(model, concepts, new_category=params.new_category)
         captions = plain_captions(concepts, augment=params.augment, new_category=params.new_category)
         vectors = {name: rows.vectors for name, rows in edit.tokens.items()}
-        captions += collage_texts(concepts, collage_share(params))
+        captions += collage_texts(concepts, _share(params, params.collages))
+        captions += companion_texts(model, concepts, _share(params, params.companions))
         check_texts(model, edit, (*captions, *previews), vectors.__getitem__)
         lessons = prepare(model, concepts, params, seed=seed, prior_dir=prior_dir, run=run)
         weight_side = side(params) == "weights"
@@ -236,6 +238,7 @@ def prepare(
         prior_dir=prior_dir,
         run=run,
         new_category=params.new_category,
+        companions=_share(params, params.companions),
     )
 
 
@@ -251,15 +254,16 @@ def deal_rows(
         step=step,
         edit=edit,
         caption=caption,
-        collages=collage_share(params),
+        collages=_share(params, params.collages),
+        companions=_share(params, params.companions),
     )
 
 
-def collage_share(params: CustomDiffusionParams) -> float:
-    """The share of collages; none where classes are taught by their plain names, which a caption cannot tell from the
-    classes of prior images.
+def _share(params: CustomDiffusionParams, wished: float) -> float:
+    """Of collages or companions; none where classes are taught by their plain names, which a caption cannot tell from
+    the classes of prior images.
     """
-    return 0.0 if params.new_category else params.collages
+    return 0.0 if params.new_category else wished
 
 
 def manifest(

@@ -22,6 +22,7 @@ from worker.ml.conditioning import TextEdit
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
 from worker.ml.taught_words import token_tensors
+from worker.ml.training.companions import companion_texts
 from worker.ml.training.lessons import (
     ConceptExamples,
     Lesson,
@@ -59,6 +60,8 @@ class RecipeParams(Protocol):
     @property
     def collages(self) -> float: ...
     @property
+    def companions(self) -> float: ...
+    @property
     def max_grad_norm(self) -> float: ...
     @property
     def preview_every(self) -> int: ...
@@ -88,6 +91,7 @@ class Recipe:
         """
         params = self.params
         texts = plain_captions(self.concepts, augment=False) + collage_texts(self.concepts, params.collages)
+        texts += companion_texts(self.model, self.concepts, params.companions)
         check_texts(self.model, edit, (*texts, *self.previews))
         return prepare_lessons(
             self.model,
@@ -100,6 +104,7 @@ class Recipe:
             seed=self.seed,
             prior_dir=prior_dir,
             run=run,
+            companions=params.companions,
         )
 
     def trainee(
@@ -131,6 +136,7 @@ class Recipe:
                 step=step,
                 edit=edit,
                 collages=params.collages,
+                companions=params.companions,
             ),
             result=result,
             preview=lambda run: draw_previews(model, self.previews, edit, self.seed, run),

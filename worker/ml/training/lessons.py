@@ -20,6 +20,7 @@ from worker.ml.streams import rng
 from worker.ml.training.augmentation import SMALL, ZOOMED
 from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
 from worker.ml.training.collages import collage, collage_captions, collage_rows, words
+from worker.ml.training.companions import Companions, build_companions, companion_rows
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.retrieval import retrieve_prior
@@ -55,6 +56,7 @@ class Lesson:
     concept: ConceptExamples
     bank: Bank
     prior: PriorImages | PriorPrediction | None
+    companions: Companions | None = None
 
 
 Caption = Callable[[Lesson, str, int], str]
@@ -128,11 +130,13 @@ def prepare_lessons(
     prior_dir: Path,
     run: Run,
     new_category: bool = False,
+    companions: float = 0.0,
 ) -> list[Lesson]:
     """Encodes photos and makes or finds prior images; ``prior_images`` 0: none. Raises `InputInvalid`. To be called
     before anything is installed: the prior is the base model's.
 
     ``new_category``: the class noun is what is taught, so the prior images are of others (`other_class_prompts`).
+    ``companions`` above 0: photos are shown among other things too (`worker.ml.training.companions`).
     """
     lessons = []
     for concept in concepts:
@@ -170,7 +174,19 @@ def prepare_lessons(
             flip=flip,
             run=run,
         )
-        lessons.append(Lesson(concept, bank, kept))
+        company = None
+        if companions > 0.0:
+            company = build_companions(
+                model,
+                concept,
+                preserve=prior == "generated" and kept is not None,
+                prior_steps=prior_steps,
+                flip=flip,
+                seed=seed,
+                cache_dir=prior_dir,
+                run=run,
+            )
+        lessons.append(Lesson(concept, bank, kept, company))
     return lessons
 
 
@@ -209,9 +225,11 @@ def deal_lessons(
     edit: TextEdit,
     caption: Caption = plain_caption,
     collages: float = 0.0,
+    companions: float = 0.0,
 ) -> Rows:
     """``batch_size`` photos, dealt to the concepts in turn, and as many prior images of the same concepts. A share
-    ``collages`` of the rows shows two concepts, where there are two subjects (`worker.ml.training.collages`).
+    ``collages`` of the rows shows two concepts, where there are two subjects (`worker.ml.training.collages`); of the
+    others a share ``companions`` shows one among other things.
     """
     edits = ((edit, 1.0),)
     latents, masks, captions, prior, tokens = [], [], [], [], list[str]()
@@ -237,6 +255,8 @@ def deal_lessons(
             prior += [True] * turns
             tokens += [concept.token] * turns
     shown, fields = torch.cat(latents), torch.cat(masks)
+    for row, among in companion_rows(lessons, tokens, prior, share=companions, seed=seed, step=step).items():
+        shown[row], fields[row], captions[row] = among
     for row, (left, right) in collage_rows(
         lessons, tokens, prior, share=collages, seed=seed, step=step
     ).items():
