@@ -112,10 +112,11 @@ def _measure(name: str, meaning: str, measure: Measure) -> MeasureView:
         return MeasureView(name, "–", "", told, None, 0.0, 0.0)
     low, high = measure.value - measure.half_width_95, measure.value + measure.half_width_95
     return MeasureView(
-        name, f"{measure.value:.2f}", f"± {measure.half_width_95:.2f}", meaning, _share(measure.value), _share(low),
-        _share(high),
+        name, f"{measure.value:.2f}", f"± {measure.half_width_95:.2f}", meaning, share(measure.value), share(low),
+        share(high),
     )  # fmt: skip
 
 
-def _share(value: float) -> float:
+def share(value: float) -> float:
+    """Where a value stands on the drawn scale, 0..1."""
     return min(1.0, max(0.0, (value - LEFT) / (RIGHT - LEFT)))

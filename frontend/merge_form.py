@@ -18,10 +18,11 @@ from backend.services import concepts, method_params
 from frontend import method_fields, phrases
 from frontend.asking import text, valid
 from frontend.method_fields import PREFIX, FieldView, Given, Parameters
+from frontend.schema_shapes import plain
 
 CONCEPT = "c"
 VERSION, STRENGTH = "v.", "s."
-"""Fields of a chosen concept are these and its id: which of its versions, and its scale."""
+"""Fields of a chosen concept are these and its id: which of its versions, and its scale (empty: the version's own)."""
 MOST_CONCEPTS = 200
 USUAL = str(MergeCreate.model_fields["method"].default)
 TOO_FEW = "Choose at least two concepts."
@@ -38,7 +39,9 @@ class Version:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A concept that has learned something. ``usual``: nothing was said about its version and strength."""
+    """A concept that has learned something. ``own``: the scale of the chosen version, which an empty strength takes.
+    ``usual``: nothing was said about its version and strength.
+    """
 
     id: str
     name: str
@@ -47,6 +50,7 @@ class Candidate:
     chosen: bool
     versions: list[Version]
     strength: str
+    own: str
     usual: bool
 
 
@@ -143,7 +147,8 @@ def _parameters(card: MergeCard) -> Parameters:
 def _candidate(concept: Concept, names: dict[str, str], given: Given, chosen: bool) -> Candidate:
     asked, strength = text(given, VERSION + concept.id), text(given, STRENGTH + concept.id)
     usual = _usual(concept)
-    picked = asked if asked in {each.id for each in concept.weights} else usual
+    own = {each.id: plain(each.scale) for each in concept.weights}
+    picked = asked if asked in own else usual
     return Candidate(
         id=concept.id,
         name=concept.name,
@@ -154,7 +159,8 @@ def _candidate(concept: Concept, names: dict[str, str], given: Given, chosen: bo
             Version(each.id, words(each, concept.id, names), each.id == picked) for each in concept.weights
         ],
         strength=strength,
-        usual=picked == usual and strength in ("", "1", "1.0"),
+        own=own[picked],
+        usual=picked == usual and strength in ("", own[picked]),
     )
 
 
@@ -171,10 +177,14 @@ def words(version: ConceptWeightsSummary, concept: str, names: Mapping[str, str]
     return ", ".join(filter(None, [*said, phrases.ago(version.created_at)]))
 
 
-def _scale(said: str) -> float | str:
-    """A number where it is one; a text that is none stays one, so that the request's schema says what is wrong."""
+def _scale(said: str) -> float | str | None:
+    """A number where it is one, None where nothing is said; a text that is none stays one, so that the request's schema
+    says what is wrong.
+    """
+    if not said:
+        return None
     try:
-        number = float(said.replace(",", ".")) if said else 1.0
+        number = float(said.replace(",", "."))
     except ValueError:
         number = nan
     return number if isfinite(number) else said

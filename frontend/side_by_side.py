@@ -14,10 +14,12 @@ from backend.errors import NotFound
 from backend.models import ConceptWeights
 from backend.schemas.concepts import Concept
 from backend.schemas.generations import GenerationCreate
+from backend.schemas.merges.requests import MergeReport
 from backend.services import generations, jobs, merges, weights
 from frontend import merge_view, phrases
 from frontend.asking import valid
 from frontend.pages.compose import Result, result_of
+from frontend.schema_shapes import plain
 
 FIELDS = ("prompt", "seed", "num_images")
 MOST = 10
@@ -27,11 +29,14 @@ PICTURES = "3"
 
 @dataclass(frozen=True)
 class Parent:
-    """Weights that went into a merge. ``concepts`` is empty where they are gone by now."""
+    """Weights that went into a merge. ``concepts`` is empty where they are gone by now, ``strength`` where the merge
+    came without a report.
+    """
 
     id: str
     concepts: list[Concept]
     words: str
+    strength: str
     made_at: datetime | None
 
 
@@ -47,16 +52,20 @@ class Column:
 
 def parents(session: Session, owner: str, row: ConceptWeights) -> list[Parent]:
     """What the weights were made of, in the order in which it was merged."""
+    told = row.report.get("merge")
+    inputs = MergeReport.model_validate(told).inputs if told else []
+    strengths = {each.id: plain(each.scale) for each in inputs}
     found = []
     for parent in row.parents:
+        strength = strengths.get(parent, "")
         try:
             there = weights.get(session, owner, parent)
         except NotFound:
-            found.append(Parent(parent, [], "deleted since", None))
+            found.append(Parent(parent, [], "deleted since", strength, None))
             continue
         taught = merge_view.taught_by(session, owner, parent)
         made = phrases.version(there.method, there.manifest.get("merge"))
-        found.append(Parent(parent, taught, made, there.created_at))
+        found.append(Parent(parent, taught, made, strength, there.created_at))
     return found
 
 

@@ -22,14 +22,23 @@ from frontend.asking import beside_fields, text, valid
 from frontend.method_choice import DEFAULT_PRESET, USUAL
 from frontend.method_fields import PREFIX, Given
 
+CALIBRATE = "calibrate"
 WITH = "with"
 """Field and query parameter of the concepts that are taught together with the page's own."""
 
 
 def view(
-    session: Session, owner: str, concept: Concept, given: Given, errors: dict[str, str]
+    session: Session,
+    owner: str,
+    concept: Concept,
+    given: Given,
+    errors: dict[str, str],
+    *,
+    calibrate: bool,
 ) -> dict[str, Any]:
-    """Everything the template of the form needs. ``given`` is the page's query, or the form that came back."""
+    """Everything the template of the form needs. ``given`` is the page's query, or the form that came back;
+    ``calibrate`` what the studio does where a request does not say.
+    """
     known = bases.list_all(session)
     base = bases.likely(known, text(given, "base"))
     choices = method_choice.choices([base] if base else [], text(given, "method"))
@@ -48,7 +57,10 @@ def view(
         "presets": presets,
         "chosen": preset if preset in card.presets_for(base) else DEFAULT_PRESET,
         "fields": method_fields.fields(method_choice.parameters(card, base), given),
-        "opened": any(key.startswith(PREFIX) or key in ("seed", "params") for key in errors),
+        "judged": base is not None and base.judges is not None,
+        "calibrate": (text(given, CALIBRATE) or str(calibrate).lower()) == "true",
+        "plain_names": "word" in card.params_type.model_fields,
+        "opened": any(key.startswith(PREFIX) or key in ("seed", "params", CALIBRATE) for key in errors),
         "seed": text(given, "seed"),
         "agreed": bool(text(given, "consent")),
         "needs_consent": concept.consent is None and consent.shows_person(concept.kind, concept.class_noun),
@@ -70,7 +82,7 @@ def wanted(concept_id: str, form: FormData, base: BaseModelInfo | None) -> dict[
     """The fields of a ``TrainingCreate``; parameters left empty take the preset's value."""
     method = text(form, "method") or USUAL
     body: dict[str, Any] = {"concepts": [concept_id, *form.getlist(WITH)], "method": method}
-    for name in ("preset", "base", "seed"):
+    for name in ("preset", "base", "seed", CALIBRATE):
         if value := text(form, name):
             body[name] = value
     if card := CARDS.get(method):

@@ -11,7 +11,8 @@ from backend.schemas.concepts import Concept
 from backend.schemas.weights import WeightsAnalysis
 from backend.services import bases, weights
 from backend.storage import Storage
-from frontend import measure_view, merge_view, phrases, smaller_form
+from frontend import calibration_view, measure_view, merge_view, phrases, smaller_form
+from frontend.calibration_view import CalibrationView
 from frontend.measure_view import EvaluationView
 from frontend.smaller_form import CutView, SmallerForm
 
@@ -47,6 +48,7 @@ class VersionView:
     merged: bool
     cut: CutView | None
     smaller: SmallerForm | None
+    calibration: CalibrationView | None
 
     evaluation: EvaluationView | None
     measuring: str | None
@@ -101,6 +103,7 @@ def _version(session: Session, storage: Storage, owner: str, weights_id: str) ->
         merged=shown.manifest.merge is not None,
         cut=smaller_form.cut_of(row),
         smaller=smaller_form.form_of(storage, row),
+        calibration=calibration_view.of_weights(row),
         evaluation=None,
         measuring=None,
         judged=False,

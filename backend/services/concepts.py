@@ -15,7 +15,7 @@ from backend.errors import Conflict, Invalid
 from backend.models import Artifact, Concept, ConceptWeights, ImageWeights, Photo, WeightsConcept, now
 from backend.schemas import concepts as schemas
 from backend.schemas.concepts import ConceptCreate, ConceptPatch, ConceptWeightsSummary
-from backend.services import consent, dependants, images, jobs, owned, paging, photos
+from backend.services import consent, dependants, images, jobs, mixing, owned, paging, photos
 
 RESERVED_TOKENS = frozenset({"startoftext", "endoftext", "pad", "unk", "all", "none"})
 
@@ -138,6 +138,7 @@ def to_schemas(session: Session, rows: Sequence[Concept]) -> list[schemas.Concep
                 job=weights.job_id,
                 concepts=beside[weights.id],
                 merge=weights.manifest.get("merge"),
+                scale=mixing.own_scale(weights),
                 size_bytes=weights.size_bytes,
                 created_at=weights.created_at,
             )

@@ -80,7 +80,14 @@ def concept_page(
             criteria=smaller_form.CRITERIA,
             most_sites=smaller_form.MOST_SITES,
             errors=errors or {},
-            **training_form.view(session, owner, concept, given or request.query_params, errors or {}),
+            **training_form.view(
+                session,
+                owner,
+                concept,
+                given or request.query_params,
+                errors or {},
+                calibrate=studio.settings.calibrate,
+            ),
         )
 
 

@@ -98,6 +98,8 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         elif name == "renames":
             changed = [f"@{old} as @{new}" for each in value.values() for old, new in each.items()]
             rows += [("Renamed", ", ".join(changed))] if changed else []
+        elif name == "calibration":
+            rows.append(("Scale found by", str(value["name"]) if value else "nobody: it is 1"))
         elif name == "judges":
             rows.append(("Judges", str(value["name"])))
         elif name == "weights":

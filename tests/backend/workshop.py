@@ -99,7 +99,7 @@ class Workshop:
         assert job is not None
         return job
 
-    def train(self, **manifest_changes: Any) -> str:
+    def train(self, *, report: dict[str, Any] | None = None, **manifest_changes: Any) -> str:
         """Claim a training and publish its weights; their id. ``manifest_changes`` are other fields of the manifest."""
         job = self.claim()
         unit = Unit(job=job.id, fence=job.fence)
@@ -114,9 +114,11 @@ class Workshop:
         with self.studio.writing() as session:
             assert publishing.publish_preview(session, unit, preview, step=0, index=0, prompt="a dog")
         with self.studio.writing() as session:
-            new = NewWeights(manifest=manifest, analysis=None, report={}, file=weights, concepts=pinned)
+            new = NewWeights(
+                manifest=manifest, analysis=None, report=report or {}, file=weights, concepts=pinned
+            )
             assert publishing.succeed(
-                session, unit, result={"report": {}}, metrics={"run_s": 2.0}, weights=new
+                session, unit, result={"report": report or {}}, metrics={"run_s": 2.0}, weights=new
             )
         return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
 
