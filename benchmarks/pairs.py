@@ -2,9 +2,9 @@
 
 Ways: ``average``, the mean of the changes as sequential averaging does it; ``closed-form``, the merge; ``regions``, a
 box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint`` and ``joint-collages``,
-one training of all; ``dreambooth-joint`` the same by DreamBooth. Beside them the base model with the class nouns, whose
-own rate of showing all nouns is the yardstick. Presence: `benchmarks.presence`. One result file per (way, group), so
-that the run resumes; ``--only`` names ways.
+one training of all; ``dreambooth-joint`` the same by DreamBooth; ``...-companions``, of concepts that were taught among
+companions. Beside them the base model with the class nouns, whose own rate of showing all nouns is the yardstick.
+Presence: `benchmarks.presence`. One result file per (way, group), so that the run resumes; ``--only`` names ways.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ JOINT: dict[str, tuple[str, dict[str, Any]]] = {
     "joint-collages": (SINGLE, {"collages": 0.6}),
     "dreambooth-joint": ("dreambooth", {}),
 }
+SINGLES: dict[str, dict[str, Any]] = {SINGLE: {}, "companions": {"companions": 0.35}}
+"""Two ways to teach a concept by itself, with other parameters than the preset's."""
 SHOWN = 6
 
 
@@ -92,11 +94,15 @@ class Studio:
         )
         return train(self.bench.model, [trainee], run)[0]
 
+    def alone(self, one: Taught, single: str) -> ConceptWeights:
+        """What one concept learned by itself."""
+        return self.learned(SINGLE, [one], single, SINGLES[single])
+
     def merged(
-        self, merge: str, group: Sequence[Taught], scale: float
+        self, merge: str, group: Sequence[Taught], scale: float, single: str
     ) -> tuple[ConceptWeights, dict[str, Any]]:
         """The merge of what each taught by itself, and its report without the sites."""
-        inputs = [MergeInput(one.slug, self.learned(SINGLE, [one], SINGLE, {}), scale) for one in group]
+        inputs = [MergeInput(one.slug, self.alone(one, single), scale) for one in group]
         made = MERGES[merge].merge(self.bench.model, inputs, MERGE_CARDS[merge].params_type(), InProcessRun())
         return made.weights, made.report.model_dump(mode="json", exclude={"sites"})
 
@@ -170,19 +176,21 @@ def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, di
     report: dict[str, Any] | None = None
     weights: tuple[tuple[ConceptWeights, float], ...] = ()
     regions: list[tuple[str, Box, ConceptWeights]] = []
+    stem = way.removesuffix("-companions")
+    single = "companions" if stem != way else SINGLE
     if way == "textual-inversion":
         weights = tuple((studio.learned(way, [one], way, {}), 1.0) for one in group)
-    elif way == "regions":
+    elif stem == "regions":
         for place, (one, word) in enumerate(zip(group, words, strict=True)):
             box = Box(place / len(group), 0.0, 1.0 / len(group), 1.0)
-            own = studio.learned(SINGLE, [one], SINGLE, {})
+            own = studio.alone(one, single)
             regions.append((" and ".join([word] * len(group)), box, own))
     elif way in JOINT:
         method, changed = JOINT[way]
         weights = ((studio.learned(method, group, way, changed), 1.0),)
     elif way != BASE:
-        merge, scale = ("linear", 1.0 / len(group)) if way == "average" else (way, 1.0)
-        learned, report = studio.merged(merge, group, scale)
+        merge, scale = ("linear", 1.0 / len(group)) if way == "average" else (stem, 1.0)
+        learned, report = studio.merged(merge, group, scale, single)
         weights = ((learned, 1.0),)
     subject = " and ".join(words if weights else nouns)
     defaults, side = bench.model.description.defaults, bench.model.description.resolution
