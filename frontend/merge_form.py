@@ -18,11 +18,10 @@ from backend.services import concepts, method_params
 from frontend import method_fields, phrases
 from frontend.asking import text, valid
 from frontend.method_fields import PREFIX, FieldView, Given, Parameters
-from frontend.schema_shapes import plain
 
 CONCEPT = "c"
 VERSION, STRENGTH = "v.", "s."
-"""Fields of a chosen concept are these and its id: which of its versions, and its scale (empty: the version's own)."""
+"""Fields of a chosen concept are these and its id: which of its versions, and its scale."""
 MOST_CONCEPTS = 200
 USUAL = str(MergeCreate.model_fields["method"].default)
 TOO_FEW = "Choose at least two concepts."
@@ -39,9 +38,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A concept that has learned something. ``own``: the scale of the chosen version, which an empty strength takes.
-    ``usual``: nothing was said about its version and strength.
-    """
+    """A concept that has learned something. ``usual``: nothing was said about its version and strength."""
 
     id: str
     name: str
@@ -50,7 +47,6 @@ class Candidate:
     chosen: bool
     versions: list[Version]
     strength: str
-    own: str
     usual: bool
 
 
@@ -147,8 +143,7 @@ def _parameters(card: MergeCard) -> Parameters:
 def _candidate(concept: Concept, names: dict[str, str], given: Given, chosen: bool) -> Candidate:
     asked, strength = text(given, VERSION + concept.id), text(given, STRENGTH + concept.id)
     usual = _usual(concept)
-    own = {each.id: plain(each.scale) for each in concept.weights}
-    picked = asked if asked in own else usual
+    picked = asked if asked in {each.id for each in concept.weights} else usual
     return Candidate(
         id=concept.id,
         name=concept.name,
@@ -159,8 +154,7 @@ def _candidate(concept: Concept, names: dict[str, str], given: Given, chosen: bo
             Version(each.id, words(each, concept.id, names), each.id == picked) for each in concept.weights
         ],
         strength=strength,
-        own=own[picked],
-        usual=picked == usual and strength in ("", own[picked]),
+        usual=picked == usual and strength in ("", "1", "1.0"),
     )
 
 
@@ -177,14 +171,10 @@ def words(version: ConceptWeightsSummary, concept: str, names: Mapping[str, str]
     return ", ".join(filter(None, [*said, phrases.ago(version.created_at)]))
 
 
-def _scale(said: str) -> float | str | None:
-    """A number where it is one, None where nothing is said; a text that is none stays one, so that the request's schema
-    says what is wrong.
-    """
-    if not said:
-        return None
+def _scale(said: str) -> float | str:
+    """A number where it is one; a text that is none stays one, so that the request's schema says what is wrong."""
     try:
-        number = float(said.replace(",", "."))
+        number = float(said.replace(",", ".")) if said else 1.0
     except ValueError:
         number = nan
     return number if isfinite(number) else said

@@ -125,7 +125,9 @@ class ConceptWeightsSummary(Strict):
     job: Id | None = Field(description="null when they were imported")
     concepts: list[Id] = Field(description="every concept that they teach")
     merge: str | None = Field(description="the merge that made them; null when they were trained")
-    scale: float = Field(description="what a prompt gets that names none (`manifest.scale`)")
+    scale: float = Field(
+        description="what a prompt with this concept alone gets that names none (`manifest.scale`)"
+    )
     size_bytes: int
     created_at: datetime
 

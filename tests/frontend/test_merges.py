@@ -92,42 +92,18 @@ def test_a_merge_by_form(client: TestClient, workshop: Workshop, two: list[dict[
         assert {f"/merge/{made}", f"/concepts/{other['id']}"} <= set(page.addresses)
 
 
-def test_a_strength_left_empty_is_the_weights_own(
+def test_a_strength_left_empty_is_all_that_was_learned(
     client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]
 ) -> None:
+    """Whatever scale suits the concept alone: among others it stands weaker."""
     stark, mia = two
     api.train(stark["id"])
     calibrated = workshop.train(scale=0.65)
-    form = client.get("/merge", params=chosen(two))
-    strengths = {each["name"]: each for each in read(form.text).fields if each.get("name", "")[:2] == "s."}
-    assert {name: (each["value"], each["placeholder"]) for name, each in strengths.items()} == {
-        f"s.{stark['id']}": ("", "0.65"),
-        f"s.{mia['id']}": ("", "1"),
-    }
-    assert {each["aria-describedby"] for each in strengths.values()} <= set(read(form.text).ids)
-    assert "Empty: 0.65, the scale that suits this version." in read(form.text).words
-    assert "Empty: 1, as it was learned." in read(form.text).words
-    earlier = client.get("/merge", params=chosen(two, **{f"v.{stark['id']}": stark["taught"]}))
-    assert "Empty: 0.65" not in read(earlier.text).words
-    job = merge(client, two)
-    spec = workshop.job(job.rpartition("/")[2]).spec
-    assert {each["file"]["id"]: each["scale"] for each in spec["weights"]} == {
-        calibrated: 0.65,
-        mia["taught"]: 1.0,
-    }
-    assert "@stark at 0.65, @mia at 1.0" in read(client.get(job).text).words
-    made_of = read(client.get(f"/merge/{workshop.merge()}").text).words.partition("Made of")[2]
-    assert made_of.index("at strength 0.65,") < made_of.index("at strength 1,")
-
-
-@pytest.mark.parametrize(("strength", "folded"), [("", True), ("0.65", True), ("1", False)])
-def test_the_fold_of_strengths_opens_where_another_is_named(
-    client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]], strength: str, folded: bool
-) -> None:
-    api.train(two[0]["id"])
-    workshop.train(scale=0.65)
-    page = client.get("/merge", params=chosen(two, **{f"s.{two[0]['id']}": strength})).text
-    assert ('<details id="versions">' in page, '<details id="versions" open>' in page) == (folded, not folded)
+    spec = workshop.job(merge(client, two).rpartition("/")[2]).spec
+    scales = {each["file"]["id"]: each["scale"] for each in spec["weights"]}
+    assert scales == {calibrated: 1.0, mia["taught"]: 1.0}
+    half = merge(client, two, **{f"s.{stark['id']}": "0.5"})
+    assert "@stark at 0.5, @mia at 1.0" in read(client.get(half).text).words
 
 
 def test_an_older_version_is_chosen(
