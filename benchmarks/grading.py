@@ -64,13 +64,8 @@ class Bench:
         return {"base_hash": self.model.description.hash, "judges_hash": self.panel.hash}
 
     def is_current(self, result: dict[str, Any]) -> bool:
-        """Whether ``result`` was measured on this base by these judges, and, where it is about one concept, at the
-        scale that calibration found; another is made again.
-        """
-        about_one = "subject_similarity" in result and result.get("method") != "fine-tune-all"
-        return not (about_one and "scale" not in result) and all(
-            result.get(name) == value for name, value in self.instruments.items()
-        )
+        """Whether ``result`` was measured on this base by these judges; another is made again."""
+        return all(result.get(name) == value for name, value in self.instruments.items())
 
     def plan(self, taught: Taught) -> Plan:
         """Prompts of the target's kind, with every image seed."""

@@ -123,7 +123,7 @@ def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None
     for method in bench.spec["methods"]:
         for taught in _subjects(bench):
             file = bench.folder / f"{method}--{taught.slug}.json"
-            done = file.exists() and bench.is_current(json.loads(file.read_text()))
+            done = file.exists() and is_current(bench, json.loads(file.read_text()))
             if done or (only and taught.slug not in only):
                 continue
             result, base, own = measured(bench, method, taught)
@@ -132,6 +132,11 @@ def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None
             print(f"{method:24} {taught.slug:10} subject {result['subject_similarity']:.2f} "
                   f"prompt {result['prompt_similarity']:.2f} {result['seconds']:.0f} s", flush=True)  # fmt: skip
     summarise(bench)
+
+
+def is_current(bench: Bench, result: dict[str, Any]) -> bool:
+    """Whether it is of these instruments, and at the scale that calibration found; fine-tune-all has none."""
+    return bench.is_current(result) and ("scale" in result or result["method"] == "fine-tune-all")
 
 
 def _subjects(bench: Bench) -> list[Taught]:
@@ -154,7 +159,7 @@ def summarise(bench: Bench) -> None:
     files = [json.loads(path.read_text()) for path in sorted(bench.folder.glob("*.json"))]
     table: dict[str, Any] = {}
     for method in bench.spec["methods"]:
-        rows = [one for one in files if one["method"] == method and bench.is_current(one)]
+        rows = [one for one in files if one["method"] == method and is_current(bench, one)]
         if rows:
             table[method] = {"n": len(rows)} | {
                 measure: asdict(protocol.spread([row[measure] for row in rows]))
