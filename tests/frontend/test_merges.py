@@ -104,6 +104,9 @@ def test_a_strength_left_empty_is_all_that_was_learned(
     assert scales == {calibrated: 1.0, mia["taught"]: 1.0}
     half = merge(client, two, **{f"s.{stark['id']}": "0.5"})
     assert "@stark at 0.5, @mia at 1.0" in read(client.get(half).text).words
+    workshop.merge()  # the first one, which waited
+    made_of = read(client.get(f"/merge/{workshop.merge()}").text).words.partition("Made of")[2]
+    assert made_of.index("at strength 0.5,") < made_of.index("at strength 1,")
 
 
 def test_an_older_version_is_chosen(
