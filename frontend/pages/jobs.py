@@ -100,6 +100,11 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
             rows += [("Renamed", ", ".join(changed))] if changed else []
         elif name == "calibration":
             rows.append(("Scale found by", str(value["name"]) if value else "nobody: it is 1"))
+        elif name == "layout":
+            rows += [("Boxes", str(len(value["regions"])))] if value else []
+        elif name == "check":
+            sought = ", ".join(f"@{one['token']}" for one in value["concepts"]) if value else "nobody"
+            rows.append(("Looks for", sought))
         elif name == "judges":
             rows.append(("Judges", str(value["name"])))
         elif name == "weights":

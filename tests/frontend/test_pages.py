@@ -92,6 +92,21 @@ def test_the_job_page_says_what_happened(client: TestClient, lived_in: Lived) ->
     )
 
 
+def test_boxes_and_who_is_looked_for_are_settings_in_words(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    api.taught(workshop, name="Stark")
+    box = {"x": 0.0, "y": 0.0, "width": 0.5, "height": 1.0, "prompt": "@stark"}
+    job = api.generate("@stark on the moon", regions=[box], check=True)["id"]
+    page = seen(client, f"/jobs/{job}")
+    assert "Boxes 1 " in page.words
+    assert "Looks for @stark" in page.words
+    assert "storage_key" not in page.words
+    plain = seen(client, f"/jobs/{api.generate('@stark')['id']}")
+    assert "Boxes" not in plain.words
+    assert "Looks for nobody" in plain.words
+
+
 def test_the_lightbox_is_a_fragment_with_the_whole_recipe(client: TestClient, lived_in: Lived) -> None:
     html = client.get(f"/images/{lived_in.image}", headers={"HX-Request": "true"}).text
     assert "<html" not in html
