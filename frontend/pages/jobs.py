@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -81,6 +82,19 @@ def _summary(points: list[tuple[int, float]]) -> str:
     return f"From {points[0][1]:.3f} at step {points[0][0]} to {points[-1][1]:.3f} at step {points[-1][0]}."
 
 
+def _tokens(concepts: list[dict[str, Any]]) -> str:
+    return ", ".join(f"@{one['token']}" for one in concepts)
+
+
+_TOLD: dict[str, Callable[[Any], tuple[str, str]]] = {
+    "layout": lambda value: ("Boxes", str(len(value["regions"])) if value else ""),
+    "check": lambda value: ("Looks for", _tokens(value["concepts"]) if value else "nobody"),
+    "calibration": lambda value: ("Scale found by", str(value["name"]) if value else "nobody: it is 1"),
+    "judges": lambda value: ("Judges", str(value["name"])),
+}
+"""Parts of specs that are more than a number or a text: title and words, no words for what need not be said."""
+
+
 def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
     """Everything that the result depends on, as a table: name and value."""
     rows: list[tuple[str, str]] = []
@@ -100,13 +114,8 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
             rows += [("Renamed", ", ".join(changed))] if changed else []
         elif name == "calibration":
             rows.append(("Scale found by", str(value["name"]) if value else "nobody: it is 1"))
-        elif name == "layout":
-            rows += [("Boxes", str(len(value["regions"])))] if value else []
-        elif name == "check":
-            sought = ", ".join(f"@{one['token']}" for one in value["concepts"]) if value else "nobody"
-            rows.append(("Looks for", sought))
-        elif name == "judges":
-            rows.append(("Judges", str(value["name"])))
+        elif name in _TOLD:
+            rows += [(told, words) for told, words in [_TOLD[name](value)] if words]
         elif name == "weights":
             used = [f"@{' @'.join(one['tokens'])} at {one['scale']}" for one in value]
             rows.append(("Weights", ", ".join(used) or "the base model as it is"))
