@@ -112,8 +112,6 @@ def _settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         elif name == "renames":
             changed = [f"@{old} as @{new}" for each in value.values() for old, new in each.items()]
             rows += [("Renamed", ", ".join(changed))] if changed else []
-        elif name == "calibration":
-            rows.append(("Scale found by", str(value["name"]) if value else "nobody: it is 1"))
         elif name in _TOLD:
             rows += [(told, words) for told, words in [_TOLD[name](value)] if words]
         elif name == "weights":
