@@ -80,7 +80,7 @@ class Looker:
 
     def look(self, pixels: NDArray[np.uint8], unit: GenerationUnit, run: Run) -> list[Presence]:
         """``unit`` drew ``pixels`` [H, W, 3]. The base model draws its seed with class nouns alone, to compare with."""
-        plain = replace(unit, text=self._check.plain_text, weights=(), regions=())
+        plain = replace(unit, text=self._check.plain_text, weights=(), regions=(), attention_guidance=0.0)
         ((_, base),) = generate(self._model, [plain], run)
         found = look(self._panel, _unit_range(pixels), _unit_range(base), self._sought)
         return [
