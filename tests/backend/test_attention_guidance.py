@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from backend.schemas.presence import Presence
 from tests.backend.conftest import Api
 from tests.backend.workshop import Workshop
 
@@ -56,3 +57,23 @@ def test_it_is_pinned_shown_and_repeated(client: TestClient, api: Api, workshop:
     )
     assert again.status_code == 303, again.text
     assert workshop.claim().spec["attention_guidance"] == 0.5
+
+
+def test_where_words_act_is_shown_on_the_picture(client: TestClient, api: Api, workshop: Workshop) -> None:
+    """Boxes over it, the words beside it, and on the small one what speaks for a fusion; without it as before."""
+    concept, _ = api.taught(workshop)
+    frame = {"x": 0.25, "y": 0, "width": 0.5, "height": 1}
+    seen = {"concept": concept["id"], "token": "stark", "state": "fused", "score": 0.1, "box": frame}
+    acting = {"share": 0.432, "box": frame, "same_place": ["rex"]}
+    for attention in (acting, None):
+        api.generate("@stark and @stark", num_images=1)
+        [image] = workshop.draw([Presence.model_validate({**seen, "attention": attention})])
+        recipe = client.get(f"/api/v1/images/{image}").json()["recipe"]
+        assert recipe["presence"][0]["attention"] == attention
+        page, gallery = client.get(f"/images/{image}").text, client.get("/gallery").text
+        shown = attention is not None
+        assert ('<rect class="hue-1" x="0.25"' in page) is shown
+        assert ("43 %</span>, in the same place as @rex" in page) is shown
+        assert "@stark fused" in gallery
+        if shown:
+            assert 'title="The word of @stark acts in the same place as @rex. "' in gallery
