@@ -109,6 +109,7 @@ class Order:
                 weights=weights,
                 regions=regions,
                 share=share,
+                attention_guidance=spec.attention_guidance,
             )
             for index in range(spec.num_images)
             if index not in self.reporter.drawn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from backend.schemas.executor import Succeeded
 from backend.schemas.generations import GenerateSpec
-from backend.schemas.presence import Frame, Presence, PresenceCheck
+from backend.schemas.presence import Frame, Presence, PresenceCheck, WordAttention
 from worker.drawing import Order
 from worker.ml.evaluation.measures import photo_pixels
 from worker.ml.evaluation.panel import Panel
 from worker.ml.evaluation.presence import Sought, look
+from worker.ml.evaluation.word_attention import SAME_PLACE, Acting, acting, in_common
 from worker.ml.families import DiffusionModel
 from worker.ml.regions import Box
 from worker.ml.run import Run
-from worker.ml.sampling.engine import GenerationUnit, generate
+from worker.ml.sampling.engine import GenerationUnit, generate, pictures
+from worker.ml.word_positions import subject_words
 from worker.pipe_run import Reporter
 
 
@@ -66,6 +68,11 @@ class Looker:
         inputs: Mapping[str, str],
     ) -> None:
         self._model, self._panel, self._check = model, panel, check
+        self._words = {
+            concept: token
+            for used in spec.weights
+            for concept, token in zip(used.concepts, used.tokens, strict=True)
+        }
         side = model.description.resolution
         boxes = [
             Box(each.x, each.y, each.width, each.height)
@@ -80,16 +87,49 @@ class Looker:
 
     def look(self, pixels: NDArray[np.uint8], unit: GenerationUnit, run: Run) -> list[Presence]:
         """``unit`` drew ``pixels`` [H, W, 3]. The base model draws its seed with class nouns alone, to compare with."""
-        plain = replace(unit, text=self._check.plain_text, weights=(), regions=())
+        plain = replace(unit, text=self._check.plain_text, weights=(), regions=(), attention_guidance=0.0)
         ((_, base),) = generate(self._model, [plain], run)
         found = look(self._panel, _unit_range(pixels), _unit_range(base), self._sought)
+        attention = self._attention(pixels, unit)
         return [
             Presence(
                 concept=concept.id, token=concept.token, state=seen.state, score=seen.score,
-                box=Frame(x=seen.box.x, y=seen.box.y, width=seen.box.width, height=seen.box.height),
+                box=_frame(seen.box), attention=attention.get(concept.id),
             )
             for concept, seen in zip(self._check.concepts, found, strict=True)
         ]  # fmt: skip
+
+    def _attention(self, pixels: NDArray[np.uint8], unit: GenerationUnit) -> dict[str, WordAttention]:
+        """{concept: where its word acts}, of those that the picture's own prompt names. In a picture with regions words
+        act where their boxes are.
+        """
+        if unit.regions:
+            return {}
+        (picture,) = pictures(self._model, [replace(unit, attention_guidance=0.0)])
+        taught = [each for weights, _ in unit.weights for each in weights.manifest.tokens]
+        words = subject_words(self._model, picture.prompt, taught)
+        named = [one for one in self._check.concepts if self._words.get(one.id) in words]
+        if not named:
+            return {}
+        places = acting(
+            self._model, picture, [words[self._words[one.id]] for one in named], _unit_range(pixels)
+        )
+        tokens = [one.token for one in named]
+        return {
+            one.id: _told(
+                own, [(token, place) for token, place in zip(tokens, places, strict=True) if place is not own]
+            )
+            for one, own in zip(named, places, strict=True)
+        }
+
+
+def _told(own: Acting, others: Sequence[tuple[str, Acting]]) -> WordAttention:
+    same = [token for token, other in others if in_common(own.box, other.box) >= SAME_PLACE]
+    return WordAttention(share=own.share, box=_frame(own.box), same_place=same)
+
+
+def _frame(box: Box) -> Frame:
+    return Frame(x=box.x, y=box.y, width=box.width, height=box.height)
 
 
 def _unit_range(pixels: NDArray[np.uint8]) -> Tensor:

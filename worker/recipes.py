@@ -23,7 +23,7 @@ def image_recipe(
         base_hash=spec.base_hash,
         weights=spec.layout.whole if spec.layout else acting(spec),
         seed=(spec.seed + index) % 2**32 if seed is None else seed, presence=list(presence),
-        num_inference_steps=spec.num_inference_steps,
+        num_inference_steps=spec.num_inference_steps, attention_guidance=spec.attention_guidance,
         guidance_scale=spec.guidance_scale, scheduler=spec.scheduler, width=spec.width, height=spec.height,
         code_version=VERSION, **_regions(spec),
     )  # fmt: skip
@@ -58,6 +58,7 @@ def parameters_text(recipe: ImageRecipe) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": recipe.base_hash[:10],
         "Model": recipe.base,
+        **({"Attention guidance": recipe.attention_guidance} if recipe.attention_guidance else {}),
         **({"Regions": json.dumps("; ".join(map(_told, recipe.regions)))} if recipe.regions else {}),
         "Version": f"moongate {recipe.code_version}",
     }

@@ -82,6 +82,11 @@ class GenerationCreate(Strict):
     late_base_share: Share | None = Field(
         default=None, description="the same in the last step, straight in between; None: as in the first"
     )
+    attention_guidance: Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="move the picture, early on, to where each of its concepts is read; 0: off, 1: the paper's step "
+        "(Attend-and-Excite)",
+    )
     check: bool = Field(default=False, description="look at every picture: is each of its concepts there?")
     retry_until_present: Annotated[int, Field(ge=0, le=8)] = Field(
         default=0,
@@ -141,6 +146,7 @@ class GenerateSpec(Strict):
     scheduler: str
     width: int
     height: int
+    attention_guidance: float = 0.0
     layout: Layout | None = None
     check: PresenceCheck | None = None
 
@@ -166,6 +172,7 @@ class ImageRecipe(Strict):
     regions: list[PinnedRegion] = Field(default_factory=list)
     base_share: float = 0.0
     late_base_share: float | None = None
+    attention_guidance: float = 0.0
     presence: list[Presence] = Field(default_factory=list, description="who is there, where that was asked")
 
 

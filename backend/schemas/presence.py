@@ -22,8 +22,19 @@ class Frame(Strict):
     height: float
 
 
+class WordAttention(Strict):
+    """Where the word of a concept acts in a picture, by cross-attention maps: evidence beside the judge's verdict."""
+
+    share: float = Field(description="of the attention of a place, where the word has most; 0 to 1")
+    box: Frame = Field(description="the smallest box with 60 % of the word's map")
+    same_place: list[str] = Field(
+        description="tokens of other concepts whose words act in the same place: their boxes have half of what they "
+        "cover in common"
+    )
+
+
 class Presence(Strict):
-    """What the judge says of one concept in one picture."""
+    """What the judge says of one concept in one picture, and where its word acts."""
 
     concept: Id
     token: str
@@ -36,6 +47,10 @@ class Presence(Strict):
         "Null where the anchors do not differ"
     )
     box: Frame = Field(description="where it was looked at: its region, or where it is most to be seen")
+    attention: WordAttention | None = Field(
+        default=None,
+        description="null in a picture with regions, and where the concept's word is not in the prompt",
+    )
 
 
 class PresenceCheck(Strict):

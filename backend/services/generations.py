@@ -22,7 +22,17 @@ from backend.schemas.generations import (
     WeightsChoice,
 )
 from backend.schemas.trainings import PinnedFile
-from backend.services import bases, jobs, mixing, owned, presence, prompts, region_texts, regions
+from backend.services import (
+    attention_guidance,
+    bases,
+    jobs,
+    mixing,
+    owned,
+    presence,
+    prompts,
+    region_texts,
+    regions,
+)
 from backend.services.prompts import Placeholder
 from backend.services.regions import Area, Resolved
 
@@ -128,6 +138,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         for row, choice in [*chosen, *(each for _, rows, _ in resolved for each in rows)]
     }
     awaited = {job.id: job for job in [*needed, *(job for _, _, jobs_ in resolved for job in jobs_)]}
+    attention_guidance.require_someone(session, owner_id, body, names)
     width, height = _size(body, base)
     defaults = base.defaults
     scheduler = body.scheduler or defaults.scheduler
@@ -147,6 +158,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         scheduler=scheduler,
         width=width,
         height=height,
+        attention_guidance=body.attention_guidance,
         layout=layout,
         check=presence.pinned(
             session,

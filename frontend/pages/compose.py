@@ -27,7 +27,7 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size", "regions", "base_share", "check", "retry_until_present",
+    "size", "regions", "base_share", "attention_guidance", "check", "retry_until_present",
 )  # fmt: skip
 REGION = ("x", "y", "width", "height", "prompt", "weights")
 RESULTS = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationR
 from backend.schemas.executor import Unit
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.merges.requests import MergeReport, MergeSpec
+from backend.schemas.presence import Presence
 from backend.schemas.trainings import PinnedConcept
 from backend.schemas.weights import TaughtToken, WeightsManifest
 from backend.services import leases, publishing, workers
@@ -167,12 +169,12 @@ class Workshop:
             assert publishing.succeed(session, unit, result={}, metrics={"run_s": 1.0}, weights=new)
         return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
 
-    def draw(self) -> list[str]:
-        """Claim a generation and publish its images; their ids."""
+    def draw(self, presence: Sequence[Presence] = ()) -> list[str]:
+        """Claim a generation and publish its images, each with what was seen in it; their ids."""
         job = self.claim()
         unit, spec = Unit(job=job.id, fence=job.fence), GenerateSpec.model_validate(job.spec)
         for index in range(spec.num_images):
-            recipe = image_recipe(spec, index)
+            recipe = image_recipe(spec, index, presence=presence)
             picture = self.studio.storage.put(encoded(scene(index, (64, 64)), "PNG"))
             thumbnail = self.studio.storage.put(encoded(scene(index, (64, 64)), "WEBP"))
             with self.studio.writing() as session:

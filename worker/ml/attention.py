@@ -47,6 +47,8 @@ class TextKVProcessor:
         given = encoder_hidden_states
         query = _split_heads(attn.to_q(hidden_states), attn.heads)
         merged = self._attended(query, given if isinstance(given, TextKV) else given.kv)
+        if isinstance(given, Attended) and given.queries is not None:
+            given.queries[self.layer] = query
         if isinstance(given, Attended) and given.regions is not None:
             merged = self._with_regions(query, merged, given.regions, given.size)
         projected: Tensor = attn.to_out[1](attn.to_out[0](merged))

@@ -130,25 +130,34 @@ class TextKV:
         )
 
 
+Queries = MutableMapping[int, Tensor]
+"""What cross-attention layers asked in one pass, [B, heads, n, d_head], by their place in
+``model.cross_attention()``.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Attended:
     """What travels to the attention layers where keys and values are not all there is to say: the latents' ``size``
-    [h, w] tells them which cell a position is.
+    [h, w] tells them which cell a position is; each puts its queries into ``queries`` where that is given.
     """
 
     kv: TextKV
     size: Size
     regions: Regions | None
+    queries: Queries | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """What the denoiser needs of the text, per row of a batch. Rows may belong to different concepts and
-    owners, and have different regions or none.
+    owners, and have different regions or none. ``queries`` is filled by the next pass, see `worker.ml.attention_maps`;
+    rows that are taken out of this have none.
     """
 
     kv: TextKV
     regions: Regions | None = None
+    queries: Queries | None = None
 
     def rows(self, index: Sequence[int]) -> Conditioning:
         """Rows ``index`` of this, repeated and ordered as given."""
@@ -169,8 +178,10 @@ class Conditioning:
         return self if self.regions is None else replace(self, regions=self.regions.at(progress))
 
     def attended(self, size: Size) -> TextKV | Attended:
-        """What attention consumes while the latents are ``size``; plain keys and values where there are no regions."""
-        return self.kv if self.regions is None else Attended(self.kv, size, self.regions)
+        """What attention consumes while the latents are ``size``; plain keys and values where that is all."""
+        if self.regions is None and self.queries is None:
+            return self.kv
+        return Attended(self.kv, size, self.regions, self.queries)
 
 
 StatesCache = MutableMapping[str, Tensor]

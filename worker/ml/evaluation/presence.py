@@ -4,8 +4,8 @@ For a concept with photos P the judge of individuals gives a crop of the picture
 the scale of subject similarity (`protocol`): 0 is the base model's picture with class nouns alone, looked at in the
 same way, 1 the photos among themselves. A concept with a region is looked at there; others in windows of half, three
 quarters and all of the picture's sides, of which the one that is most like it counts, in the base's picture as well,
-so that the freedom of choice is the same on both sides. (Cross-attention maps, as in Attend-and-Excite, Chefer et al.
-2023, arXiv 2301.13826, would say where the word acts, not whether it is recognised; the judge says both.)
+so that the freedom of choice is the same on both sides. (Cross-attention maps, `worker.ml.evaluation.word_attention`,
+say where the word acts, not whether it is recognised; they are evidence beside the verdict.)
 
 At or above ``PRESENT`` a concept is there: the middle between the anchors, where the picture is as much like the
 concept as like the base's own of the class. Below it the concept is fused where another concept of the picture

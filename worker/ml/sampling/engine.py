@@ -15,10 +15,12 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import installed
 from worker.ml.regions import USUAL_SHARE, BaseShare, Box
 from worker.ml.run import Run
+from worker.ml.sampling.attention_guidance import AttentionGuidance
 from worker.ml.sampling.composition import Composition
 from worker.ml.sampling.latents import ConditioningCache, Picture, RunWatch, Watch, check, watched_latents
 from worker.ml.sampling.pixels import to_uint8
 from worker.ml.sampling.regions import RegionPrompt, all_prompts
+from worker.ml.word_positions import subject_words
 
 Weighed = tuple[tuple[ConceptWeights, float], ...]
 """Weights with their scales."""
@@ -36,7 +38,8 @@ class RegionUnit:
 @dataclass(frozen=True)
 class GenerationUnit:
     """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels.
-    ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``.
+    ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``. ``attention_guidance`` in
+    steps of the paper, 0 for none.
     """
 
     index: int
@@ -51,6 +54,7 @@ class GenerationUnit:
     weights: Weighed = ()
     regions: tuple[RegionUnit, ...] = ()
     share: BaseShare = USUAL_SHARE
+    attention_guidance: float = 0.0
 
 
 def generate(
@@ -76,7 +80,7 @@ def pictures(
     Raises `InputInvalid`, `PromptTooLong`, `WeightsInvalid`, `MethodUnsupported`.
     """
     composition = Composition(model)
-    made = [_picture(unit, composition) for unit in units]
+    made = [_picture(model, unit, composition) for unit in units]
     for picture in made:
         check(model, picture)
         if cache is not None:
@@ -99,7 +103,7 @@ def draw(
         yield place, to_uint8(model.decode_latents(latents[None]))[0]
 
 
-def _picture(unit: GenerationUnit, composition: Composition) -> Picture:
+def _picture(model: DiffusionModel, unit: GenerationUnit, composition: Composition) -> Picture:
     edits, installation = composition.of(unit.weights)
     regions = []
     for region in unit.regions:
@@ -118,4 +122,12 @@ def _picture(unit: GenerationUnit, composition: Composition) -> Picture:
         installation=installation,
         regions=tuple(regions),
         share=unit.share,
+        attention=_attention(model, unit, Prompt(unit.text, edits)),
     )
+
+
+def _attention(model: DiffusionModel, unit: GenerationUnit, prompt: Prompt) -> AttentionGuidance | None:
+    if unit.attention_guidance <= 0.0:
+        return None
+    taught = [each for weights, _ in unit.weights for each in weights.manifest.tokens]
+    return AttentionGuidance(unit.attention_guidance, tuple(subject_words(model, prompt, taught).values()))

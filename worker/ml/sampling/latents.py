@@ -21,6 +21,7 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation, installed
 from worker.ml.regions import USUAL_SHARE, BaseShare
 from worker.ml.run import Run
+from worker.ml.sampling.attention_guidance import AttentionGuidance, moved
 from worker.ml.sampling.regions import FurtherPasses, RegionPrompt, conditioned, further_installations
 from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler, keep_rows
 
@@ -34,6 +35,7 @@ a GPU.
 class Picture:
     """Recipe of one picture with resolved edits. Sizes in pixels; ``seed`` draws the first noise;
     ``installation`` is in place while it is drawn; ``share`` is what ``prompt`` keeps inside the boxes of ``regions``.
+    ``attention`` and regions exclude one another.
     """
 
     prompt: Prompt
@@ -47,6 +49,7 @@ class Picture:
     installation: Installation = ()
     regions: tuple[RegionPrompt, ...] = ()
     share: BaseShare = USUAL_SHARE
+    attention: AttentionGuidance | None = None
 
     @property
     def guided(self) -> bool:
@@ -215,7 +218,7 @@ def first_noise(model: DiffusionModel, picture: Picture) -> Tensor:
 
 
 def check(model: DiffusionModel, picture: Picture) -> None:
-    """Raises `InputInvalid` for a size, scheduler or number of steps that the model does not do."""
+    """Raises `InputInvalid` for a size, scheduler, number of steps or attention guidance that the model does not do."""
     description = model.description
     for side in (picture.width, picture.height):
         if side % description.size_multiple or not 0 < side <= description.max_size:
@@ -227,6 +230,12 @@ def check(model: DiffusionModel, picture: Picture) -> None:
         raise InputInvalid(f"There is no scheduler {picture.scheduler}.")
     if picture.num_inference_steps < 1:
         raise InputInvalid("A picture needs at least one step.")
+    if picture.attention is not None and picture.regions:
+        raise InputInvalid(
+            "Attention is not guided in a picture with boxes: they say already where concepts stand."
+        )
+    if picture.attention is not None and not picture.attention.words:
+        raise InputInvalid("The prompt names no subject that attention could be guided to.")
 
 
 def _solve(
@@ -267,8 +276,12 @@ def _solve(
                 further.keep(index, both)
                 keep_rows(scheduler, index)
                 rows = kept
-            scaled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
             at, progress = t.to(model.device), step / last
+            asked = [batch[row].attention for row in rows]
+            latents = moved(
+                model, scheduler, latents, t, conditioning=conditioning, asked=asked, progress=progress
+            )
+            scaled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
             predicted = model.predict(scaled, at, conditioning.at(progress)).float()
             predicted = further.blended(predicted, scaled, at, progress)
             if guided:

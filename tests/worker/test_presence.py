@@ -1,0 +1,120 @@
+"""Looking at a picture: the judge's verdict, and beside it where each concept's word acts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from backend.schemas.bases import JudgesDescription
+from backend.schemas.generations import GenerateSpec, PinnedWeights
+from backend.schemas.presence import Presence, PresenceCheck
+from backend.schemas.trainings import PinnedConcept, PinnedFile
+from tests.ml.fixtures import model, one_thread, photos, tiny_folder
+from tests.ml.teaching import everything, same, stark, teach
+from worker.ml.evaluation.word_attention import Acting
+from worker.ml.families.base import DiffusionModel
+from worker.ml.methods import ConceptExamples
+from worker.ml.regions import Box
+from worker.ml.run import InProcessRun
+from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate
+from worker.presence import Looker, _told
+
+__all__ = ["model", "one_thread", "photos", "tiny_folder"]
+ONE, TWO = (f"01900000-0000-7000-8000-{place:012d}" for place in (1, 2))
+UNIT = GenerationUnit(0, "a <stark> dog on the beach", "", 11, 2, 5.0, "ddim", 32, 32)
+
+
+class Colours:
+    """A panel whose individuals are mean colours."""
+
+    hash = "colours"
+
+    def image_text_features(self, pixels: Tensor) -> Tensor:
+        return self.subject_features(pixels)
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        raise AssertionError("nobody reads here")
+
+    def subject_features(self, pixels: Tensor) -> Tensor:
+        return normalize(pixels.mean((2, 3)), dim=1)
+
+
+@pytest.fixture(scope="module", params=["custom-diffusion", "lora"])
+def weights(
+    request: pytest.FixtureRequest,
+    model: DiffusionModel,
+    photos: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """Two concepts that one training taught; the second is called otherwise by now."""
+    both = [stark(photos), ConceptExamples("mimi", "cat", "subject", photos)]
+    return teach(model, both, tmp_path_factory.mktemp("prior"), method=request.param, learning_rate=0.002)
+
+
+def looked(model: DiffusionModel, photos: list[Path], unit: GenerationUnit) -> list[Presence]:
+    pinned = [PinnedFile(id=ONE, storage_key=str(i), sha256="0" * 64) for i in range(len(photos))]
+    names = {ONE: ("stark", "dog"), TWO: ("renamed", "cat")}
+    concepts = [
+        PinnedConcept(id=key, token=token, class_noun=noun, kind="subject", photos=pinned)
+        for key, (token, noun) in names.items()
+    ]
+    file = PinnedFile(id=ONE, storage_key="w", sha256="0" * 64)
+    spec = GenerateSpec(
+        prompt="@stark", text=unit.text, negative_prompt="", base="tiny", base_hash="0" * 64, num_images=1, seed=11,
+        weights=[PinnedWeights(file=file, scale=1.0, tokens=["mimi", "stark"], concepts=[TWO, ONE])],
+        num_inference_steps=2, guidance_scale=5.0, scheduler="ddim", width=32, height=32,
+    )  # fmt: skip
+    check = PresenceCheck(
+        judges=JudgesDescription(name="colours", hash="cd" * 32),
+        concepts=concepts, plain_text="a dog on the beach", regions=[], retries=0,
+    )  # fmt: skip
+    inputs = {str(i): str(path) for i, path in enumerate(photos)}
+    run = InProcessRun()
+    ((_, pixels),) = generate(model, [unit], run)
+    return Looker(model, Colours(), check, spec, inputs).look(pixels, unit, run)
+
+
+def test_each_word_of_the_prompt_is_found(model: DiffusionModel, photos: list[Path], weights: Any) -> None:
+    before = everything(model)
+    both = replace(
+        UNIT, text="a <stark> dog on a <mimi> cat", weights=((weights, 1.0),), attention_guidance=0.5
+    )
+    found = looked(model, photos, both)
+    assert [one.token for one in found] == ["stark", "renamed"]
+    for one in found:
+        assert one.attention is not None
+        assert 0.0 < one.attention.share <= 1.0
+        assert one.attention.box.x + one.attention.box.width <= 1.0
+        assert set(one.attention.same_place) <= {"stark", "renamed"} - {one.token}
+    alone = looked(model, photos, replace(UNIT, weights=((weights, 1.0),)))
+    assert alone[0].attention is not None
+    assert (alone[0].attention.same_place, alone[1].attention) == ([], None)
+    nobody = looked(model, photos, replace(UNIT, text="a dog on the beach", weights=((weights, 1.0),)))
+    assert [one.attention for one in nobody] == [None, None]
+    assert same(before, everything(model))
+
+
+def test_in_a_picture_with_regions_there_is_nothing_to_find(
+    model: DiffusionModel, photos: list[Path], weights: Any
+) -> None:
+    boxed = replace(
+        UNIT, text="a dog", regions=(RegionUnit("a <stark> dog", Box(0, 0, 0.5, 1), ((weights, 1.0),)),)
+    )
+    assert [one.attention for one in looked(model, photos, boxed)] == [None, None]
+
+
+def test_words_in_the_same_place_are_named() -> None:
+    own, near, far = (Acting(0.4, Box(x, 0, 0.5, 1)) for x in (0.0, 0.125, 0.5))
+    told = _told(own, [("near", near), ("far", far)])
+    assert (told.same_place, told.share, told.box.x) == (["near"], 0.4, 0.0)
+
+
+def test_records_from_before_are_read() -> None:
+    old = {"concept": ONE, "token": "stark", "state": "present", "score": 0.7,
+           "box": {"x": 0, "y": 0, "width": 1, "height": 1}}  # fmt: skip
+    assert Presence.model_validate(old).attention is None
