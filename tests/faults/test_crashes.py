@@ -174,9 +174,7 @@ def test_f24_a_frozen_worker_wakes_up_and_changes_nothing(studio: Installation) 
 @pytest.mark.parametrize("kind", ["train", "generate"])
 def test_f28_a_stopped_worker_gives_its_job_back(studio: Installation, kind: str) -> None:
     training = kind == "train"
-    job_id = (
-        studio.train(steps=60, step_s=0.03) if training else studio.generate("step_s=0.3", num_images=10)
-    )
+    job_id = studio.train(steps=60, step_s=0.03) if training else studio.generate("step_s=0.3", num_images=10)
     first = studio.start()
     studio.at_step(job_id, 3)
     asked = time.monotonic()
