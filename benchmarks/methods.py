@@ -28,6 +28,7 @@ from backend.schemas.methods import CARDS
 from benchmarks.environment import environment
 from benchmarks.grading import Bench, acting, calibrated_by, graded, save_sheet, strip, write_json
 from benchmarks.targets import BLUEPRINT, Taught, blueprint_style, subjects
+from worker.ml.analysis import weight_change
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.evaluation import protocol
@@ -36,6 +37,8 @@ from worker.ml.installation import Installation
 from worker.ml.methods import METHODS
 
 MEASURES = ("subject_similarity", "prompt_similarity", "drift", "seconds", "peak_memory_bytes", "bytes")
+MOVED = ("cross-attention", "self-attention", "rest", "text-encoder")
+"""Groups of layers, in the order of Kumari et al. 2023 (figure 2)."""
 LABEL_PX = 110
 
 
@@ -149,12 +152,13 @@ def measured(bench: Bench, entry: Entry, taught: Taught) -> dict[str, Any]:
     if "refused" in costs:
         return result | costs
     learned, calibration = ConceptWeights.load(weights), dict[str, Any]()
+    change = weight_change(bench.model, learned).mean_by_group
     if entry.calibrate:
         learned, calibration = calibrated_by(bench, learned, taught)
     found, base, own = graded(bench, taught, partial(loaded, bench, learned))
     keep_pictures(bench, entry.key, taught, own)
     keep_pictures(bench, "base", taught, base)
-    return result | found | costs | calibration
+    return result | found | costs | calibration | {"change_by_group": change}
 
 
 def trained(bench: Bench, entry: Entry, taught: Taught, weights: Path) -> dict[str, Any]:
@@ -231,7 +235,18 @@ def summary(results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
         name: {key: value if math.isfinite(value) else None for key, value in each.items()}
         for name, each in spreads.items()
     }
-    return {"n": len(found), "targets": [one["target"] for one in found], **finite}
+    return {
+        "n": len(found),
+        "targets": [one["target"] for one in found],
+        **finite,
+        "change": mean_change(found),
+    }
+
+
+def mean_change(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean over targets of the mean relative change of each group of layers; of results that tell it."""
+    told = [one["change_by_group"] for one in results if "change_by_group" in one]
+    return {group: float(np.mean([one[group] for one in told])) for group in MOVED if told}
 
 
 def markdown(bench: Bench, table: dict[str, dict[str, Any]]) -> str:
@@ -255,7 +270,7 @@ def markdown(bench: Bench, table: dict[str, dict[str, Any]]) -> str:
                 cell(row["bytes"], 1e-3, 0),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        lines += ["", *moved(bench, table[kind])]
     seeds = len(bench.spec["image_seeds"])
     lines += [
         f"One training a target; {len(bench.spec['prompts'])} prompts, {seeds} pictures of each, the same seeds "
@@ -269,6 +284,26 @@ def markdown(bench: Bench, table: dict[str, dict[str, Any]]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def moved(bench: Bench, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Where weights moved, for the methods that move any."""
+    found = {key: row["change"] for key, row in rows.items() if any(row["change"].values())}
+    if not found:
+        return []
+    names = {entry.key: entry for entry in entries(bench) if entry.key in found}
+    return [
+        "Mean relative change of the weights of a group of layers (`GET /weights/{id}/analysis`), in thousandths:",
+        "",
+        f"| method | preset | {' | '.join(MOVED)} |",
+        f"|---|---|{'---|' * len(MOVED)}",
+        *(
+            f"| {CARDS[entry.method].title} | {', '.join(filter(None, (entry.preset, entry.variant)))} | "
+            f"{' | '.join(f'{1000 * found[key][group]:.2f}' for group in MOVED)} |"
+            for key, entry in names.items()
+        ),
+        "",
+    ]
 
 
 def cell(spread: dict[str, Any], factor: float, digits: int) -> str:

@@ -105,7 +105,7 @@ def test_one_concept_is_itself(model: DiffusionModel, two: tuple[ConceptWeights,
             prompt = Prompt(text, ((reader.edit(model, weights), scale),))
             pictures.append(model.predict(noisy, torch.tensor([500]), text_kv(model, [prompt])))
     size = float((pictures[0] - pictures[2]).norm())
-    assert float((pictures[0] - pictures[1]).norm()) < 0.03 * size
+    assert float((pictures[0] - pictures[1]).norm()) < 0.1 * size
 
 
 def test_two_concepts_are_met_nearer_than_by_any_sum(
