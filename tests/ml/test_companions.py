@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backend.schemas.prior_images import CHUNK
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import ConceptExamples
 from worker.ml.run import InProcessRun, Run
@@ -29,7 +30,6 @@ from worker.ml.training.companions import (
     pasted,
     place_draw,
 )
-from worker.ml.training.prior import CHUNK
 
 NOUNS = ["dog", "cat", "owl", "teapot"]
 EXAMPLES = ["photo of {} on the beach", "photo of the {}", "photo of {} in snow"]
