@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydantic import ValidationError
 
+from backend import strict_json
 from backend.confined import confine
 from backend.schemas.weights import ReadWeights, TensorShape, WeightsManifest
 from backend.schemas.weights_layout import WIDTH_BYTES
@@ -71,23 +72,12 @@ def _header(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise Refused("weights-invalid", "The header does not begin as a safetensors header does.")
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = strict_json.parsed(raw.decode("utf-8"))
     except (ValueError, RecursionError):
         raise Refused("weights-invalid", "The header is not readable JSON with unique keys.") from None
     if not isinstance(header, dict) or len(header) > MOST_TENSORS:
         raise Refused("weights-invalid", "The header does not list tensors, or far too many.")
     return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate key")
-    return found
-
-
-def _no_constant(_name: str) -> Any:
-    raise ValueError("NaN and Infinity are not JSON")
 
 
 def _manifest(metadata: object) -> WeightsManifest:

@@ -20,6 +20,12 @@ MEANINGS = {
     "Shared directions": "How much of the text that the first one changes is changed by the second as well.",
     "Crosstalk": "How far each would move the other's word if both were simply added, against what that word learned. "
     "A merge takes this away, at the price of drift.",
+    "Same direction": "Cosine of what both change, as their words read it. 1: the same; 0: unrelated; -1: opposite, "
+    "and in a sum they take from one another.",
+    "Opposite signs": "In so many places, where both have a number, one is above zero and the other below, as far as "
+    "can be told ahead; unrelated changes have 50 %.",
+    "Cancelled": "Share of the changes, of their squared size, that they take from one another in a sum.",
+    "Beyond the rank": "Share of what the words learned, of its squared size, that no change of this rank can hold.",
     "Drift ahead": "How far other text will move in the layer that moves most. Less is better.",
     "Pinned": "Independent directions that the concepts' words pin down, of those that were counted.",
     "Words off by": "How far keys and values of the concepts' words are from what each learned, in the worst layer. "
@@ -77,12 +83,15 @@ class PairView:
 
 @dataclass(frozen=True)
 class ForecastView:
+    """``verdict`` and ``words`` are empty where the chosen merge cannot be foreseen; ``barred``: what the bars show."""
+
     verdict: str
     words: str
     sentence: str
     pairs: list[PairView]
     numbers: list[Number]
     bars: list[Bar]
+    barred: str
     notes: list[str]
 
 
@@ -101,18 +110,17 @@ def of_forecast(session: Session, owner: str, told: MergeForecast) -> ForecastVi
     """The forecast with the concepts that it is about."""
     ids = {each.first for each in told.pairs} | {each.second for each in told.pairs}
     taught = {each: taught_by(session, owner, each) for each in ids}
-    longest = max((site.drift or 0.0 for site in told.sites), default=0.0) or 1.0
+    drifts = told.drift is not None
+    shares = [(site.site, (site.drift if drifts else site.crosstalk) or 0.0) for site in told.sites]
+    longest = max((share for _, share in shares), default=0.0) or 1.0
     return ForecastView(
-        verdict=told.verdict,
-        words=VERDICTS[told.verdict],
+        verdict=told.verdict or "",
+        words=VERDICTS[told.verdict] if told.verdict else "",
         sentence=told.sentence,
         pairs=[_pair(each, taught) for each in told.pairs],
         numbers=_forecast_numbers(told),
-        bars=[
-            Bar(phrases.layer(site.site), site.site, (site.drift or 0.0) / longest, phrases.fine(site.drift))
-            for site in told.sites
-            if site.drift is not None
-        ],
+        bars=[Bar(phrases.layer(site), site, share / longest, phrases.fine(share)) for site, share in shares],
+        barred="How far other text will move in each layer" if drifts else "Crosstalk in each layer",
         notes=told.notes,
     )
 
@@ -137,6 +145,8 @@ def _pair(told: PairForecast, taught: Mapping[str, list[Concept]]) -> PairView:
             Number("Words alike", f"{told.token_cosine:.2f}"),
             Number("Shared directions", phrases.percent(told.overlap)),
             Number("Crosstalk", phrases.percent(told.crosstalk)),
+            Number("Same direction", f"{told.agreement:.2f}"),
+            Number("Opposite signs", phrases.percent(told.sign_conflict)),
         ],
     )
 
@@ -150,6 +160,10 @@ def _forecast_numbers(told: MergeForecast) -> list[Number]:
         found.append(Number("Pinned", f"{told.rank} of {told.constraint_rows}"))
     if told.condition is not None:
         found.append(Number("Condition", f"{told.condition:.3g}"))
+    if told.cancelled is not None:
+        found.append(Number("Cancelled", phrases.percent(told.cancelled)))
+    if told.beyond_rank is not None:
+        found.append(Number("Beyond the rank", phrases.percent(told.beyond_rank)))
     return found
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.orm import Session
-
 from backend.schemas.bases import BaseModelInfo
 from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.trainings import TrainingCreate
-from backend.services import bases, forecasts
+from backend.services import bases, forecasts, method_params, trainings
+from backend.services.forecasts import SOMETHING_NEW, Asked, Known, Subject
 from frontend import phrases
 from frontend.method_fields import Parameters
 
@@ -66,13 +65,21 @@ def parameters(card: MethodCard, base: BaseModelInfo | None) -> Parameters:
     return Parameters(card.params_type, card.presets_for(base))
 
 
-def presets(session: Session, card: MethodCard, base: BaseModelInfo | None) -> list[PresetView]:
-    """The method's presets for the base, each with what trainings on this machine say of it."""
-    lately = forecasts.recent(session, card.name, base.id if base else None)
+def presets(
+    card: MethodCard,
+    base: BaseModelInfo | None,
+    known: Known,
+    subjects: Sequence[Subject] = (SOMETHING_NEW,),
+    *,
+    calibrate: bool = False,
+) -> list[PresetView]:
+    """The method's presets for the base, each with what trainings on this machine say of it for these concepts."""
     found = []
-    for name, values in card.presets_for(base).items():
-        params = card.params_type(**values).model_dump()
-        forecast = forecasts.judged(lately, params)
+    for name in card.presets_for(base):
+        params = method_params.checked(card, base, name, {}, len(subjects))
+        judges = trainings.judges(base, subjects, params, calibrate) if base else None
+        nouns = base.class_nouns if base else ()
+        forecast = forecasts.judged(known, card.name, Asked(params, subjects, nouns, judges is not None))
         steps = phrases.count(forecast.steps, "step") if "steps" in params else "computed at once"
         compared = phrases.count(forecast.prior_images, "ordinary picture")
         facts = f"{steps}, {compared} to compare with" if forecast.prior_images else steps

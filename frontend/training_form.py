@@ -16,7 +16,8 @@ from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.problems import FieldError
 from backend.schemas.trainings import TrainingCreate
-from backend.services import bases, concepts, consent, method_params
+from backend.services import bases, concepts, consent, forecasts, method_params
+from backend.services.forecasts import Subject
 from frontend import method_choice, method_fields, phrases
 from frontend.asking import beside_fields, text, valid
 from frontend.method_choice import DEFAULT_PRESET, USUAL
@@ -44,9 +45,13 @@ def view(
     choices = method_choice.choices([base] if base else [], text(given, "method"))
     chosen = next(choice for choice in choices if choice.chosen)
     card = CARDS[chosen.name]
-    presets = method_choice.presets(session, card, base)
     preset = text(given, "preset")
     others = _taught_beside(session, owner, concept, given)
+    calibrated = (text(given, CALIBRATE) or str(calibrate).lower()) == "true"
+    subjects = [Subject(each.kind, each.class_noun) for each in (concept, *others)]
+    presets = method_choice.presets(
+        card, base, forecasts.recent(session, base), subjects, calibrate=calibrated
+    )
     return {
         "method": chosen,
         "methods": choices,
@@ -58,7 +63,7 @@ def view(
         "chosen": preset if preset in card.presets_for(base) else DEFAULT_PRESET,
         "fields": method_fields.fields(method_choice.parameters(card, base), given),
         "judged": base is not None and base.judges is not None,
-        "calibrate": (text(given, CALIBRATE) or str(calibrate).lower()) == "true",
+        "calibrate": calibrated,
         "plain_names": "word" in card.params_type.model_fields,
         "opened": any(key.startswith(PREFIX) or key in ("seed", "params", CALIBRATE) for key in errors),
         "seed": text(given, "seed"),

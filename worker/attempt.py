@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.models import Job
-from backend.schemas.executor import Loss, Note, Progress, Unit
+from backend.schemas.executor import Loss, Note, Progress, Succeeded, Unit
 from backend.services.job_events import Event, note
 from worker.pipe_run import boot_clock
 
@@ -119,14 +119,15 @@ class Attempt:
         self._written_at = time.monotonic()
         return events, columns
 
-    def metrics(self, peak_memory_bytes: int | None) -> dict[str, Any]:
-        """Seconds of preparation and of work in this attempt."""
+    def metrics(self, done: Succeeded) -> dict[str, Any]:
+        """Seconds of preparation and of work in this attempt, and what its executor measured."""
         at = time.monotonic()
         began = self.work_began_at if self.work_began_at is not None else at
         return {
             "prepare_s": round(began - self.claimed_at, 3),
             "run_s": round(at - began, 3),
-            "peak_memory_bytes": peak_memory_bytes,
+            "peak_memory_bytes": done.peak_memory_bytes,
+            **({"spent": done.model_dump(mode="json")["spent"]} if done.spent else {}),
         }
 
     def sweep(self, *, checkpoints: bool) -> None:

@@ -44,6 +44,7 @@ from worker.model_cache import ModelCache
 from worker.pipe_run import PHASES, Reporter
 from worker.presence import draw_and_look
 from worker.prior_library import Limits
+from worker.work_clock import WorkClock
 
 OF_CONCEPT = "photo_loss/"
 LAST_STEPS = 50
@@ -57,6 +58,7 @@ class PipeRun:
         self._job = job
         self._reporter = reporter
         self._checkpoints = Path(job.checkpoints)
+        self.clock = WorkClock()
         self.gradient_accumulation = 1
         self._told_disk_full = False
         self._losses: dict[str, deque[float]] = {}
@@ -66,6 +68,7 @@ class PipeRun:
         return self._job.checkpoint_s
 
     def step(self, unit: str, done: int, total: int, **metrics: float) -> None:
+        self.clock.ended(unit, count=int(unit != "preview"))
         phase = PHASES.get(unit, "training")
         if "loss" in metrics:
             fp("train.step")
@@ -90,6 +93,7 @@ class PipeRun:
                     **self._reporter.tag, step=step, index=image.index, prompt=image.prompt, file=file.name
                 )
             )
+        self.clock.ended("preview")
 
     def checkpoint(self, unit: str, state: Checkpoint) -> None:
         fp("checkpoint.before_write")
@@ -221,6 +225,7 @@ class Workshop:
             )
             for concept in spec.concepts
         ]
+        run.clock.ended("loading")
         reporter.progress("preparing", 0, 0)
         prior_dir = Path(job.cache) / "prior"
         if spec.params.get("prior") == "folder" and self._prior_folder is not None:
@@ -238,7 +243,9 @@ class Workshop:
         weights, found = self._calibrated(job, spec, weights, model=model, concepts=concepts, run=run)
         reporter.progress("saving", weights.manifest.steps, weights.manifest.steps)
         report = {"steps": weights.manifest.steps, **run.facts(), **found}
-        return made(model, weights, reporter, report)
+        done = made(model, weights, reporter, report)
+        run.clock.ended("saving")
+        return done.model_copy(update={"spent": run.clock.spent})
 
     def _calibrated(
         self,

@@ -89,7 +89,7 @@ class Publication:
         weights = self._weights(attempt, done) if "weights" in done.files else None
         evaluation = verified_report(done.report, attempt.spec) if attempt.kind == "evaluate" else None
         fp("publish.after_rename")
-        metrics = attempt.metrics(done.peak_memory_bytes)
+        metrics = attempt.metrics(done)
         told: dict[str, Any] = {}
         if weights is None and evaluation is None and done.report:
             told = {"report": done.report}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,6 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from backend import strict_json
 from backend.errors import BadRequest, UnsupportedMedia
 
 MAX_DEPTH = 32
@@ -67,7 +67,7 @@ def parse(body: bytes) -> Any:
     if _too_deep(text):
         raise BadRequest("The JSON is nested too deeply.", code="malformed-json")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = strict_json.parsed(text)
     except (ValueError, RecursionError):
         raise BadRequest("The body is not valid JSON.", code="malformed-json") from None
     if not isinstance(value, dict):
@@ -95,17 +95,6 @@ def _too_deep(text: str) -> bool:
         elif character in "]}":
             depth -= 1
     return False
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate key")
-    return found
-
-
-def _no_constant(_name: str) -> Any:
-    raise ValueError("NaN and Infinity are not JSON")
 
 
 def _digest_of_form(form: FormData) -> str:

@@ -36,13 +36,13 @@ def start_merge(
     does not pass it fails with ``merge_unverified`` and keeps the report in ``result.report.merge``.
     """
     studio.storage.require_space()
-    row = merges.start(session, owner, body, studio.settings.max_queued_jobs)
+    row = merges.start(session, studio.storage, owner, body, studio.settings.max_queued_jobs)
     return accepted(session, response, row)
 
 
 @router.post("/merges/forecast", responses=problems(404, 409, 413, 415))
 def forecast_merge(
-    body: Annotated[MergeCreate, Body(openapi_examples=_START)], session: Reads, owner: Owner
+    body: Annotated[MergeCreate, Body(openapi_examples=_START)], session: Reads, owner: Owner, studio: Studied
 ) -> MergeForecast:
     """What a merge would be like, without drawing a picture and without a job. 409 where weights have no sketch."""
-    return merges.forecast(session, owner, body)
+    return merges.forecast(session, studio.storage, owner, body)

@@ -38,10 +38,10 @@ def start_training(
     response: Response,
 ) -> Job | TrainingForecast:
     """Learn concepts; the job's result is ``{weights: id}``. ``dry_run`` answers 200 with a forecast instead."""
+    settings = studio.settings
     if body.dry_run:
         response.status_code = 200
-        return trainings.forecast(session, owner, body)
+        return trainings.forecast(session, owner, body, settings.calibrate)
     studio.storage.require_space()
-    settings = studio.settings
     row = trainings.start(session, owner, body, settings.max_queued_jobs, settings.calibrate)
     return accepted(session, response, row)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from backend.schemas.bases import BaseDescription
+from backend.schemas.jobs import WorkSpent
 from backend.schemas.presence import Presence
 from backend.schemas.strict import Strict
 
@@ -143,6 +144,7 @@ class Succeeded(Unit):
     files: dict[str, str]
     report: dict[str, Any]
     peak_memory_bytes: int | None = None
+    spent: dict[str, WorkSpent] = Field(default_factory=dict, description="by kind of work")
 
 
 class Failed(Unit):

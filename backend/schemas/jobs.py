@@ -32,11 +32,23 @@ class JobProgress(Strict):
     eta_s: float | None = None
 
 
+class WorkSpent(Strict):
+    """What one kind of a job's work took: seconds, and how many pieces of it there were."""
+
+    seconds: float
+    count: int
+
+
 class JobMetrics(Strict):
     queue_s: float | None = None
     prepare_s: float | None = None
     run_s: float | None = None
     peak_memory_bytes: int | None = None
+    spent: dict[str, WorkSpent] | None = Field(
+        default=None,
+        description="of a training's last attempt: loading; prior, a solver step of four pictures; photos; "
+        "train, an optimiser step; preview; calibration; saving",
+    )
 
 
 class JobError(Strict):

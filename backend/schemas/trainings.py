@@ -69,7 +69,13 @@ class TrainingForecast(Strict):
     """Answer of a dry run: what a training would do and cost, from earlier jobs of this machine where there are any."""
 
     steps: int
-    prior_images: int
+    prior_images: int = Field(
+        description="the base model's own pictures that it uses, with those that subjects are shown in beside other "
+        "things"
+    )
+    images_to_draw: int = Field(
+        description="of these, how many must be drawn first; others are kept from trainings before"
+    )
     expected_s: float | None
     size_bytes: int | None
     basis: str = Field(description="a sentence: what the estimate rests on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from sqlalchemy import select
@@ -11,18 +12,16 @@ from sqlalchemy.orm import Session
 
 from backend.errors import Invalid
 from backend.models import BaseModel, Concept, ConceptWeights, WeightsConcept
-from backend.schemas.merges.card import MergeCard, Takes
+from backend.schemas.merges.card import MergeCard
 from backend.schemas.merges.requests import MergeChoice
-from backend.schemas.methods import CARDS
+from backend.schemas.merges.taking import Contents, cannot_take
 from backend.schemas.trainings import PinnedConcept
-from backend.services import mixing, owned
+from backend.schemas.weights import WeightsManifest
+from backend.services import owned
 from backend.services.concepts import RESERVED_TOKENS
+from backend.services.tensor_shapes import tensor_shapes
+from backend.storage import Storage
 
-_ONE_METHOD: dict[Takes, str] = {"lora": "lora", "svdiff": "svdiff", "perfusion": "perfusion"}
-_NOT_ADDITIVE = frozenset({"perfusion"})
-"""Methods whose changes depend on the prompt, so that they do not add."""
-_ALL_LAYERS = frozenset({"dreambooth"})
-"""Methods that always change more than linear layers; of others the worker sees it in the file."""
 LONGEST_TOKEN = 40
 
 
@@ -57,60 +56,27 @@ def gather(session: Session, owner_id: str, choices: Sequence[MergeChoice]) -> l
     return found
 
 
-def require_taken(card: MergeCard, inputs: Sequence[Input]) -> None:
+def require_taken(session: Session, storage: Storage, card: MergeCard, inputs: Sequence[Input]) -> None:
     """Invalid where the merge cannot take one of the weights."""
+    base = session.get(BaseModel, inputs[0].row.base)
+    key_value = base.description.get("text_sites", {}) if base is not None else {}
     for place, each in enumerate(inputs):
-        if reason := cannot_take(card, each):
+        held = Contents(
+            each.names,
+            WeightsManifest.model_validate(each.row.manifest),
+            partial(tensor_shapes, storage, each.row),
+            key_value,
+        )
+        try:
+            reason = cannot_take(card, held)
+        except (OSError, ValueError):
+            raise Invalid.at(
+                f"/weights/{place}",
+                f"The file of {each.names} cannot be read, so nobody can say whether it can be merged.",
+                code="weights-unreadable",
+            ) from None
+        if reason:
             raise Invalid.at(f"/weights/{place}", reason, code="not-mergeable")
-
-
-def cannot_take(card: MergeCard, each: Input) -> str:
-    """Why a merge cannot take these weights, as a sentence; empty when it can."""
-    if card.takes == "text-kv":
-        return _not_keys_and_values(card, each)
-    learned = _title(each.row.method)
-    if card.takes in ("additive", "linear-layers"):
-        if each.row.method in _NOT_ADDITIVE:
-            return (
-                f"{each.names} was learned with {learned}, whose change depends on the prompt: it cannot be added up. "
-                "Its words can share a prompt without a merge."
-            )
-        return _not_linear_layers(card, each) if card.takes == "linear-layers" else ""
-    if each.row.method == _ONE_METHOD[card.takes]:
-        return ""
-    wanted = _title(_ONE_METHOD[card.takes])
-    return f"{card.title} takes {wanted} alone, and {each.names} was learned with {learned}."
-
-
-def _not_keys_and_values(card: MergeCard, each: Input) -> str:
-    if each.row.side != "text":
-        return (
-            f"{each.names} changes more of the model than keys and values, which is all that {card.title} merges. "
-            "Choose another merge, or train them together."
-        )
-    if mixing.has_layered_words(each.row):
-        return (
-            f"{each.names} has a word for every layer (P+), which {card.title} cannot merge. Such words can share a "
-            "prompt with those of Textual Inversion without a merge."
-        )
-    return ""
-
-
-def _not_linear_layers(card: MergeCard, each: Input) -> str:
-    if each.row.method in _ALL_LAYERS:
-        return (
-            f"{each.names} was learned with {_title(each.row.method)}, which changes convolutions and norms too. "
-            f"{card.title} takes changes of linear layers alone, as LoRA makes them."
-        )
-    if mixing.has_layered_words(each.row):
-        return (
-            f"{each.names} has a word for every layer (P+), and {card.title} needs one text for all layers."
-        )
-    return ""
-
-
-def _title(method: str) -> str:
-    return CARDS[method].title if method in CARDS else method
 
 
 def result_tokens(inputs: Sequence[Input]) -> tuple[list[PinnedConcept], dict[str, dict[str, str]]]:

@@ -16,15 +16,18 @@ from backend.schemas.merges.requests import MergeCreate, MergeForecast, MergeSpe
 from backend.schemas.problems import FieldError
 from backend.services import generations, jobs, merge_forecast, merge_inputs, method_params, weights
 from backend.services.merge_inputs import Input
+from backend.storage import Storage
 
 QUEUE = "cpu"
 QUEUE_OF_DRAWING = "train_any"
 """For merges that draw pictures."""
 
 
-def start(session: Session, owner_id: str, body: MergeCreate, max_queued_jobs: int = 200) -> Job:
+def start(
+    session: Session, storage: Storage, owner_id: str, body: MergeCreate, max_queued_jobs: int = 200
+) -> Job:
     """Pin everything the result depends on and enqueue it. NotFound for foreign weights, Invalid otherwise."""
-    spec = pin(session, owner_id, body)
+    spec = pin(session, storage, owner_id, body)
     return jobs.enqueue(
         session,
         owner_id=owner_id,
@@ -38,11 +41,11 @@ def start(session: Session, owner_id: str, body: MergeCreate, max_queued_jobs: i
     )
 
 
-def pin(session: Session, owner_id: str, body: MergeCreate) -> MergeSpec:
+def pin(session: Session, storage: Storage, owner_id: str, body: MergeCreate) -> MergeSpec:
     """The spec of a request."""
     inputs = merge_inputs.gather(session, owner_id, body.weights)
     card = _card(body.method)
-    merge_inputs.require_taken(card, inputs)
+    merge_inputs.require_taken(session, storage, card, inputs)
     params = method_params.of_type(card.params_type, body.params)
     concepts, renames = merge_inputs.result_tokens(inputs)
     return MergeSpec(
@@ -56,11 +59,11 @@ def pin(session: Session, owner_id: str, body: MergeCreate) -> MergeSpec:
     )
 
 
-def forecast(session: Session, owner_id: str, body: MergeCreate) -> MergeForecast:
-    """What the merge would be like, from the sketches of the weights. What `pin` raises, and Conflict ``no-sketch``
-    where weights have none.
+def forecast(session: Session, storage: Storage, owner_id: str, body: MergeCreate) -> MergeForecast:
+    """What the chosen merge would be like, from the sketches of the weights. What `pin` raises, and Conflict
+    ``no-sketch`` where weights have none.
     """
-    pin(session, owner_id, body)
+    spec = pin(session, storage, owner_id, body)
     inputs = merge_inputs.gather(session, owner_id, body.weights)
     ids = [each.row.id for each in inputs]
     query = select(ConceptWeights.id, ConceptWeights.sketch).where(ConceptWeights.id.in_(ids))
@@ -73,7 +76,7 @@ def forecast(session: Session, owner_id: str, body: MergeCreate) -> MergeForecas
     if lacking:
         raise Conflict(lacking[0].detail, code="no-sketch", errors=lacking)
     sketches = [known[weights_id] or {} for weights_id in ids]
-    return merge_forecast.forecast(sketches, ids, [each.scale for each in inputs])
+    return merge_forecast.forecast(spec.method, spec.params, sketches, ids, [each.scale for each in inputs])
 
 
 def jointly_trained(session: Session, owner_id: str, concepts: Sequence[str], base: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -21,6 +21,7 @@ from backend.schemas.trainings import (
     TrainSpec,
 )
 from backend.services import bases, consent, forecasts, jobs, method_params, owned, photos, prompts
+from backend.services.forecasts import Subject
 from backend.services.prompts import Placeholder
 
 QUEUE = "train_any"
@@ -69,22 +70,31 @@ def pin(session: Session, owner_id: str, body: TrainingCreate, calibrate: bool =
         base_hash=base.hash,
         params=params,
         seed=body.seed if body.seed is not None else random.getrandbits(32),
-        calibration=_judges(base, rows, params, calibrate if body.calibrate is None else body.calibrate),
+        calibration=judges(
+            base,
+            [Subject(row.kind, row.class_noun) for row in rows],
+            params,
+            calibrate if body.calibrate is None else body.calibrate,
+        ),
         previews=_previews(session, base, rows, body),
     )
 
 
-def forecast(session: Session, owner_id: str, body: TrainingCreate) -> TrainingForecast:
-    """What the training would do and take, judged by earlier trainings of the same method on this base."""
-    spec = pin(session, owner_id, body)
-    return forecasts.judged(forecasts.recent(session, spec.method, spec.base), spec.params)
+def forecast(
+    session: Session, owner_id: str, body: TrainingCreate, calibrate: bool = False
+) -> TrainingForecast:
+    """What the training would do and take, judged by earlier trainings on this base; otherwise as `pin`."""
+    spec = pin(session, owner_id, body, calibrate)
+    base = bases.choose(session, body.base)
+    asked = forecasts.asked_by(spec.model_dump(mode="json"), base)
+    return forecasts.judged(forecasts.recent(session, base), spec.method, asked)
 
 
-def _judges(
-    base: BaseModelInfo, rows: Sequence[Concept], params: dict[str, Any], wanted: bool
+def judges(
+    base: BaseModelInfo, subjects: Sequence[Subject], params: Mapping[str, Any], wanted: bool
 ) -> JudgesDescription | None:
     """Who calibrates; nobody where a subject has no class to compare it with, or the class itself is what is taught."""
-    nameless = any(row.kind == "subject" and not row.class_noun for row in rows)
+    nameless = any(each.kind == "subject" and not each.class_noun for each in subjects)
     return None if not wanted or nameless or params.get("word") == "class-noun" else base.judges
 
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from backend.errors import AppError, Conflict
 from backend.services import merges
+from backend.storage import Storage
 from backend.studio import Studio
 from frontend import merge_form, merge_view
 from frontend.asking import Form, Owner, Studied
@@ -30,7 +31,7 @@ def merge(request: Request, studio: Studied, owner: Owner, form: Form) -> Respon
         studio.storage.require_space()
         with studio.writing() as session:
             body = merge_form.wanted(session, owner, form)
-            job = merges.start(session, owner, body, studio.settings.max_queued_jobs)
+            job = merges.start(session, studio.storage, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
         said = merge_form.beside(form, error)
         return _page(request, studio, owner, form, said, status=error.status)
@@ -50,7 +51,7 @@ def _page(
         form = merge_form.view(session, owner, given)
         forecast, unknown = None, ""
         if len(form.chosen) > 1 and not errors:
-            forecast, unknown, errors = _forecast(session, owner, given)
+            forecast, unknown, errors = _forecast(session, studio.storage, owner, given)
         return render(
             request,
             "merge.html",
@@ -65,11 +66,11 @@ def _page(
 
 
 def _forecast(
-    session: Session, owner: str, given: Given
+    session: Session, storage: Storage, owner: str, given: Given
 ) -> tuple[merge_view.ForecastView | None, str, dict[str, str]]:
     """The forecast, or why there is none although they can be merged, or what is wrong with the choice."""
     try:
-        told = merges.forecast(session, owner, merge_form.wanted(session, owner, given))
+        told = merges.forecast(session, storage, owner, merge_form.wanted(session, owner, given))
     except Conflict as error:
         return None, error.detail, {}
     except AppError as error:

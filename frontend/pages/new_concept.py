@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter
-from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +14,8 @@ from backend.errors import AppError, Invalid
 from backend.schemas.bases import BaseModelInfo
 from backend.schemas.concepts import ConceptCreate
 from backend.schemas.methods import CARDS
-from backend.services import bases, concepts, consent, photos, samples
+from backend.services import bases, concepts, consent, forecasts, photos, samples
+from backend.services.forecasts import Known
 from backend.studio import Studio
 from frontend import method_choice
 from frontend.asking import Form, Owner, Studied, beside_fields, files, filled, text, valid
@@ -39,21 +39,25 @@ def _page(
     values = {name: text(given, name) for name in FIELDS}
     with studio.reading() as session:
         known = bases.list_all(session)
+        base = bases.likely(known)
+        lately = forecasts.recent(session, base)
         methods = method_choice.choices(known, values["method"])
         view = {
             "nouns": sorted({noun for base in known for noun in base.class_nouns}),
             "methods": methods,
-            "presets": {each.name: _presets(session, each, known, given) for each in methods},
+            "presets": {
+                each.name: _presets(each, base, lately, given, studio.settings.calibrate) for each in methods
+            },
         }
     values |= {"person": "yes" if _person(given) else ""}
     return render(request, "concept_new.html", status, values=values, errors=errors, **view)
 
 
 def _presets(
-    session: Session, method: MethodChoice, known: list[BaseModelInfo], given: FormData
+    method: MethodChoice, base: BaseModelInfo | None, lately: Known, given: FormData, calibrate: bool
 ) -> list[tuple[PresetView, bool]]:
     """The presets of a method and which one is chosen, for the base that the concept's page begins with."""
-    found = method_choice.presets(session, CARDS[method.name], bases.likely(known))
+    found = method_choice.presets(CARDS[method.name], base, lately, calibrate=calibrate)
     chosen = text(given, PRESET + method.name) or DEFAULT_PRESET
     return [(preset, preset.name == chosen) for preset in found]
 

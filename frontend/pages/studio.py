@@ -24,7 +24,7 @@ def studio(request: Request, studio: Studied, owner: Owner) -> Response:
         drawn, _ = images.page(session, owner, limit=NEWEST_IMAGES)
         known = bases.list_all(session)
         prompts = next((base.example_prompts[:3] for base in known if base.example_prompts), START_PROMPTS)
-        usual_s = forecasts.usual_s(session, bases.likely(known))
+        usual_s = forecasts.usual_s(session, bases.likely(known), calibrate=studio.settings.calibrate)
         return render(
             request,
             "studio.html",

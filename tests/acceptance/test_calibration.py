@@ -19,6 +19,15 @@ def test_the_scale_that_was_found_is_what_a_prompt_gets(tmp_path: Path) -> None:
         concept = client.post("/samples/stark").raise_for_status().json()
         body = {"concepts": [concept["id"]], "preset": "quick", "params": FEW, "seed": 3}
         job = finished(client, client.post("/trainings", json=body).raise_for_status().json())
+        spent = job["metrics"]["spent"]
+        kinds = {"loading", "prior", "photos", "train", "preview", "calibration", "saving"}
+        assert spent.keys() == kinds
+        assert (spent["train"]["count"], spent["prior"]["count"], spent["preview"]["count"]) == (40, 4, 2)
+        assert all(each["seconds"] > 0.0 for each in spent.values())
+        again = client.post("/trainings", json={**body, "dry_run": True}).raise_for_status().json()
+        assert again["images_to_draw"] == 0
+        everything = sum(each["seconds"] for name, each in spent.items() if name != "prior")
+        assert abs(again["expected_s"] - everything) < 0.2
         weights = client.get(f"/weights/{job['result']['weights']}").raise_for_status().json()
         told = weights["report"]["calibration"]
         assert told["scale"] == weights["manifest"]["scale"]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from safetensors.numpy import save
 from sqlalchemy import update
 
 from backend.identifiers import new_id
 from backend.models import BaseModel, ConceptWeights, Owner
-from backend.schemas.merges.card import MergeCard
-from backend.schemas.merges.closed_form import ClosedFormParams
-from backend.services import merge_inputs
-from backend.services.merge_inputs import Input
+from backend.schemas.merges import MERGE_CARDS
+from backend.schemas.merges.taking import ONE_METHOD
+from backend.schemas.methods import CARDS
 from backend.studio import Studio
 from tests.backend.conftest import Api
-from tests.backend.workshop import Workshop
+from tests.backend.workshop import TEXT_SITES, Workshop
 
 ADDRESSES = ("/api/v1/merges", "/api/v1/merges/forecast")
 
@@ -124,10 +125,10 @@ def test_wrong_fields(client: TestClient, two: tuple[str, str]) -> None:
 def test_what_the_closed_form_cannot_take(
     client: TestClient, api: Api, workshop: Workshop, studio: Studio, two: tuple[str, str]
 ) -> None:
-    change(studio, two[1], side="weights", method="dreambooth")
+    installed(studio, two[1], "dreambooth", "site.conv_in.delta")
     found = problem(client, body(*two))
     assert (found["code"], found["errors"][0]["pointer"]) == ("not-mergeable", "/weights/1")
-    assert "Mia changes more of the model than keys and values" in found["detail"]
+    assert "Mia changes more of the model than keys and values of text, conv_in among it" in found["detail"]
     concept = api.concept("Rex", photos=3)
     api.train(concept["id"])
     layered = [{"token": "rex", "class_noun": "dog", "kind": "subject", "layers": ["a", "b"]}]
@@ -138,32 +139,56 @@ def test_what_the_closed_form_cannot_take(
     assert "for every layer (P+)" in problem(client, body(two[0], rex))["detail"]
 
 
-@pytest.mark.parametrize(
-    ("takes", "method", "taken"),
-    [
-        ("additive", "dreambooth", True),
-        ("additive", "perfusion", False),
-        ("linear-layers", "lora", True),
-        ("linear-layers", "dreambooth", False),
-        ("linear-layers", "perfusion", False),
-        ("lora", "lora", True),
-        ("lora", "custom-diffusion", False),
-        ("svdiff", "svdiff", True),
-        ("svdiff", "lora", False),
-        ("perfusion", "perfusion", True),
-        ("perfusion", "rank-one", False),
-        ("text-kv", "perfusion", True),
-    ],
-)
-def test_what_other_merges_take(takes: Any, method: str, taken: bool) -> None:
-    card = MergeCard("m", "Merge", "", "", takes, "as-inputs", ClosedFormParams)
-    row = ConceptWeights(method=method, side="text", manifest=MANIFEST | {"method": method})
-    said = merge_inputs.cannot_take(card, Input(row, 1.0, {}))
-    assert (said == "") is taken
-    assert said == "" or said.endswith(".")
+def test_keys_and_values_alone_are_taken_whatever_the_method(
+    client: TestClient, studio: Studio, two: tuple[str, str]
+) -> None:
+    """DreamBooth that was made small enough changes no more; it needs no other merge than text-side weights do."""
+    installed(studio, two[1], "dreambooth", *(f"site.{site}.delta" for site in TEXT_SITES))
+    answer = client.post(ADDRESSES[0], json=body(*two))
+    assert answer.status_code == 202, answer.text
 
 
-MANIFEST = {
-    "method": "", "side": "text", "base": "toy", "base_family": "toyworld", "base_hash": "ab", "tokens": [],
-    "prediction_type": "epsilon", "params": {}, "seed": 0, "steps": 0, "code_version": "0",
+REFUSED: dict[str, tuple[str, str, str, str]] = {
+    "a norm": ("gradient-fusion", "dreambooth", "site.norm.delta", "convolutions, norms or biases too"),
+    "a bias": ("gradient-fusion", "custom-diffusion", "site.out.bias_delta", "convolutions, norms or biases too"),
+    "a convolution": ("gradient-fusion", "svdiff", "site.conv_in.shift", "convolutions, norms or biases too"),
+    "a sum of the text encoder": ("linear", "lora", "encoder.q_proj.down", "changes the text encoder"),
+    "shifts of the text encoder": ("svdiff-sum", "svdiff", "encoder.q_proj.shift", "changes the text encoder"),
+    "another method": ("svdiff-sum", "lora", "site.out.down", "takes SVDiff alone, and Mia was made with LoRA"),
+    "DoRA": ("lora-svd", "lora", "site.out.magnitude", "learned with DoRA"),
+    "a gate": ("ties", "perfusion", "site.out.target", "opens a gate at its word"),
+    "no Perfusion": ("perfusion-gates", "linear", "site.out.delta", "alone, and Mia was made with Sum"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_worker_could_not_merge_is_refused_before_there_is_a_job(
+    what: str, client: TestClient, studio: Studio, two: tuple[str, str]
+) -> None:
+    merge, method, tensor, said = REFUSED[what]
+    installed(studio, two[1], method, tensor)
+    if own := ONE_METHOD.get(MERGE_CARDS[merge].takes):
+        installed(studio, two[0], own)
+    found = problem(client, body(*two, method=merge))
+    assert (found["code"], found["errors"][0]["pointer"]) == ("not-mergeable", "/weights/1")
+    assert said in found["detail"]
+    assert found["detail"].endswith(".")
+
+
+def test_a_file_that_is_gone_is_said(client: TestClient, studio: Studio, two: tuple[str, str]) -> None:
+    installed(studio, two[1], "dreambooth", "site.conv_in.delta")
+    change(studio, two[1], storage_key=new_id())
+    found = problem(client, body(*two, method="linear"))
+    assert (found["code"], found["errors"][0]["pointer"]) == ("weights-unreadable", "/weights/1")
+
+
+def installed(studio: Studio, weights: str, method: str, *tensors: str) -> None:
+    """Make weights those of a method that changes the model itself: with these tensors in their file."""
+    shape = {"norm": (4,), "conv_in": (4, 4, 3, 3), "out": (4, 4), "q_proj": (4, 4)}
+    data = {name: np.ones(shape.get(name.split(".")[1], (4, 6)), "float32") for name in tensors}
+    with studio.writing() as session:
+        row = session.get_one(ConceptWeights, weights)
+        row.method, row.side = method, "weights"
+        params = CARDS[method].params_type().model_dump(mode="json") if method in CARDS else {}
+        row.manifest = {**row.manifest, "method": method, "side": "weights", "params": params}
+        row.storage_key = studio.storage.put(save(data or {"x": np.ones(1)})).key

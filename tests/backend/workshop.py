@@ -30,6 +30,13 @@ from worker.recipes import image_recipe
 
 TOKEN_WIDTH = 6
 JUDGES = JudgesDescription(name="two judges", hash="cd" * 32)
+SPENT = {
+    work: {"seconds": seconds, "count": count}
+    for work, (seconds, count) in {
+        "loading": (0.5, 1), "prior": (16.0, 40), "train": (30.0, 15), "preview": (3.0, 3), "calibration": (9.0, 336)
+    }.items()
+}  # fmt: skip
+"""Where the seconds of a training went."""
 TEXT_SITES = {
     f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{part}": [4, TOKEN_WIDTH] for part in "kv"
 }
@@ -120,7 +127,11 @@ class Workshop:
                 manifest=manifest, analysis=None, report=report or {}, file=weights, concepts=pinned
             )
             assert publishing.succeed(
-                session, unit, result={"report": report or {}}, metrics={"run_s": 2.0}, weights=new
+                session,
+                unit,
+                result={"report": report or {}},
+                metrics={"run_s": 2.0, "spent": SPENT},
+                weights=new,
             )
         return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
 

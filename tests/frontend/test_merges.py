@@ -22,6 +22,7 @@ from backend.schemas.merges.requests import (
 from backend.services import leases
 from backend.studio import Studio
 from frontend import merge_view, phrases, side_by_side
+from frontend.rendering import ENVIRONMENT
 from tests.backend.workshop import Workshop, merge_report
 from tests.frontend.conftest import Api
 from tests.frontend.markup import read
@@ -237,10 +238,12 @@ def test_several_are_taught_together_by_the_training_form(
 def test_a_forecast_in_words(api: Api, studio: Studio, two: list[dict[str, Any]]) -> None:
     first, second = (each["taught"] for each in two)
     pair = PairForecast(
-        first=first, second=second, verdict="poor", sentence="They fight.", token_cosine=0.9, overlap=0.5, crosstalk=0.3
+        first=first, second=second, verdict="poor", sentence="They fight.", token_cosine=0.9, overlap=0.5,
+        crosstalk=0.3, agreement=-0.5, sign_conflict=0.66,
     )  # fmt: skip
     told = MergeForecast(
-        verdict="poor", sentence="They fight over words.", pairs=[pair], drift=0.12, drift_alone=[0.02, 0.03], rank=5,
+        merge="closed-form", verdict="poor", sentence="They fight over words.", pairs=[pair], drift=0.12,
+        drift_alone=[0.02, 0.03], rank=5,
         constraint_rows=6, condition=1e4, sites=[SiteForecast(site="mid_block.attentions.0.attn2.to_k", drift=0.12)],
     )  # fmt: skip
     with studio.reading() as session:
@@ -253,6 +256,31 @@ def test_a_forecast_in_words(api: Api, studio: Studio, two: list[dict[str, Any]]
     assert numbers["Crosstalk"] == "30.0 %"
     assert all(each.meaning.endswith(".") for each in [*shown.numbers, *shown.pairs[0].numbers])
     assert (shown.bars[0].name, shown.bars[0].share) == ("mid 0 cross keys", 1.0)
+    assert shown.barred.startswith("How far other text will move")
+    assert (numbers["Same direction"], numbers["Opposite signs"]) == ("-0.50", "66.0 %")
+
+
+def test_a_forecast_of_a_sum_and_of_none_in_words(
+    api: Api, studio: Studio, two: list[dict[str, Any]]
+) -> None:
+    """A sum has crosstalk by layer and no drift; where nothing is foreseen there is no verdict either."""
+    site = SiteForecast(site="mid_block.attentions.0.attn2.to_k", crosstalk=0.4)
+    told = MergeForecast(
+        merge="lora-svd", verdict="fair", sentence="Added up.", pairs=[], sites=[site], cancelled=0.1, beyond_rank=0.2
+    )  # fmt: skip
+    silent = MergeForecast(merge="gradient-fusion", verdict=None, sentence="It is not forecast.", pairs=[])
+    with studio.reading() as session:
+        shown, none = (merge_view.of_forecast(session, LOCAL_OWNER, each) for each in (told, silent))
+    assert {each.name: each.value for each in shown.numbers} == {
+        "Cancelled": "10.0 %",
+        "Beyond the rank": "20.0 %",
+    }
+    assert all(each.meaning.endswith(".") for each in shown.numbers)
+    assert (shown.bars[0].value, shown.barred) == ("40.0 %", "Crosstalk in each layer")
+    assert (none.verdict, none.words, none.bars) == ("", "", [])
+    page = ENVIRONMENT.get_template("_forecast.html").render(forecast=none)
+    assert "It is not forecast." in page
+    assert 'class="light"' not in page
 
 
 def test_a_report_of_a_sum_claims_nothing_of_the_words() -> None:

@@ -14,6 +14,7 @@ from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.strict import Strict
 from backend.services import method_params
+from backend.services.forecasts import Known
 from frontend import method_choice, method_fields
 from frontend.method_fields import FieldView
 from frontend.rendering import ENVIRONMENT
@@ -154,8 +155,7 @@ def test_hostile_words_of_a_schema_are_inert() -> None:
     assert HOSTILE in shown.words
 
 
-def test_a_method_without_steps_has_presets_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_without_steps_has_presets_too() -> None:
     """Computed at once: nothing is forecast by steps, and no prior images are spoken of."""
-    monkeypatch.setattr(method_choice.forecasts, "recent", lambda *_: [])
-    presets = method_choice.presets(None, CARD, None)  # type: ignore[arg-type]
+    presets = method_choice.presets(CARD, None, Known())
     assert [each.facts for each in presets] == ["computed at once"] * 3

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from backend.schemas.methods import CARDS
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import DenseChange, TextEdit, TokenRows
+from worker.ml.conditioning import DenseChange, Prompt, TextEdit, TokenRows, text_kv
 from worker.ml.families.base import DiffusionModel
+from worker.ml.installation import installed
 from worker.ml.methods import METHODS, ConceptExamples
 from worker.ml.run import InProcessRun, Run
 from worker.ml.streams import rng
@@ -50,6 +51,23 @@ def teach(
 ) -> ConceptWeights:
     run = options.setdefault("run", InProcessRun())
     return train(model, [prepare(model, concepts, prior_dir, **options)], run)[0]
+
+
+def assert_untrained_is_the_base(model: DiffusionModel, method: str, trainee: Trainee) -> None:
+    """T1: to the bit, while it is trained and installed."""
+    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
+
+    def predicted() -> Tensor:
+        with torch.no_grad():
+            return model.predict(noisy, t, text_kv(model, [Prompt("a photo of a dog")]))
+
+    base = predicted()
+    with trainee.installed():
+        assert torch.equal(predicted(), base)
+    edit = METHODS[method].installation(model, trainee.result(0))
+    assert edit is not None
+    with installed(model, ((edit, 1.0),)):
+        assert torch.equal(predicted(), base)
 
 
 def everything(model: DiffusionModel) -> dict[str, Tensor]:

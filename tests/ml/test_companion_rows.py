@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from backend.schemas.methods import CARDS
+from backend.schemas.prior_images import CHUNK
 from tests.ml.teaching import TINY, prepare, stark, teach
 from tests.ml.test_companions import NOUNS, OF_STARK, naming
 from tests.ml.test_retrieval import add, picture
@@ -22,7 +23,6 @@ from worker.ml.training.companions import VIEWS_PER_PICTURE
 from worker.ml.training.dataset import PHOTOS_TOGETHER
 from worker.ml.training.lessons import Lesson, deal_lessons, prepare_lessons
 from worker.ml.training.loop import Progress, advance
-from worker.ml.training.prior import CHUNK
 from worker.ml.training.trainee import Rows
 
 WITH_COMPANIONS = [name for name, card in CARDS.items() if "companions" in card.params_type.model_fields]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from backend.schemas.prior_images import CHUNK, COMPANIONS
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import ConceptExamples
 from worker.ml.run import InProcessRun, Run
 from worker.ml.streams import rng
 from worker.ml.training.augmentation import Draw
 from worker.ml.training.companions import (
-    COMPANIONS,
     LARGEST,
     SMALLEST,
     VIEWS_PER_PICTURE,
@@ -29,7 +29,6 @@ from worker.ml.training.companions import (
     pasted,
     place_draw,
 )
-from worker.ml.training.prior import CHUNK
 
 NOUNS = ["dog", "cat", "owl", "teapot"]
 EXAMPLES = ["photo of {} on the beach", "photo of the {}", "photo of {} in snow"]

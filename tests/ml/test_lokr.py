@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ml.teaching import prepare, stark, teach
+from tests.ml.teaching import assert_untrained_is_the_base, prepare, stark, teach
 from worker.ml.adapters import attention_layers
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import Prompt, text_kv
 from worker.ml.errors import WeightsInvalid
 from worker.ml.families.base import DiffusionModel
-from worker.ml.installation import installed
 from worker.ml.methods import METHODS
 from worker.ml.training.trainee import Trainee
 
@@ -71,19 +69,7 @@ def test_untrained_it_is_the_base_model_to_the_bit(
     model: DiffusionModel, photos: list[Path], rank: int
 ) -> None:
     trainee = prepared(model, photos, rank=rank)
-    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
-
-    def predicted() -> Tensor:
-        with torch.no_grad():
-            return model.predict(noisy, t, text_kv(model, [Prompt("a photo of a dog")]))
-
-    base = predicted()
-    with trainee.installed():
-        assert torch.equal(predicted(), base)
-    edit = METHOD.installation(model, trainee.result(0))
-    assert edit is not None
-    with installed(model, ((edit, 1.0),)):
-        assert torch.equal(predicted(), base)
+    assert_untrained_is_the_base(model, "lokr", trainee)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backend.schemas.methods.lora import LoraParams, side
-from tests.ml.teaching import prepare, stark, teach
+from tests.ml.teaching import assert_untrained_is_the_base, prepare, stark, teach
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, text_kv
 from worker.ml.errors import InputInvalid, WeightsInvalid
@@ -79,19 +79,7 @@ def test_sizes_rates_and_the_word(model: DiffusionModel, photos: list[Path]) -> 
 def test_untrained_it_is_the_base_model_to_the_bit(model: DiffusionModel, photos: list[Path]) -> None:
     """T1: B = 0, beside the layers and installed."""
     trainee = prepared(model, photos, feed_forward=True, convolution=True, text_encoder=True)
-    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
-
-    def predicted() -> Tensor:
-        with torch.no_grad():
-            return model.predict(noisy, t, text_kv(model, [Prompt("a photo of a dog")]))
-
-    base = predicted()
-    with trainee.installed():
-        assert torch.equal(predicted(), base)
-    edit = METHOD.installation(model, trainee.result(0))
-    assert edit is not None
-    with installed(model, ((edit, 1.0),)):
-        assert torch.equal(predicted(), base)
+    assert_untrained_is_the_base(model, "lora", trainee)
 
 
 @pytest.mark.parametrize(("alpha", "factor"), [(0.0, 1.0), (8.0, 2.0), (1.0, 0.25)])
@@ -205,19 +193,7 @@ def test_dora_learns_a_length_for_each_row(model: DiffusionModel, photos: list[P
     of_encoder = next(group for group in trainee.groups if any("encoder." in name for name in group.tensors))
     assert (of_encoder.learning_rate, of_encoder.weight_decay) == (1e-3, 0.02)
     assert "encoder.encoder.layers.0.self_attn.q_proj.magnitude" in of_encoder.tensors
-    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
-
-    def predicted() -> Tensor:
-        with torch.no_grad():
-            return model.predict(noisy, t, text_kv(model, [Prompt("a photo of a dog")]))
-
-    base = predicted()
-    with trainee.installed():
-        assert torch.equal(predicted(), base)
-    edit = METHOD.installation(model, trainee.result(0))
-    assert edit is not None
-    with installed(model, ((edit, 1.0),)):
-        assert torch.equal(predicted(), base)
+    assert_untrained_is_the_base(model, "lora", trainee)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from backend.schemas.prior_images import CHUNK
 from tests.ml.teaching import stark, teach
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import ConceptExamples
 from worker.ml.run import InProcessRun, Released
-from worker.ml.training.prior import CHUNK, ensure_prior, prior_key
+from worker.ml.training.prior import ensure_prior, prior_key
 
 PROMPTS = ["photo of a dog", "a dog on the beach"]
 

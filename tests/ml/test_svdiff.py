@@ -12,9 +12,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from backend.schemas.methods.svdiff import SVDiffParams, side
-from tests.ml.teaching import prepare, stark, teach
+from tests.ml.teaching import assert_untrained_is_the_base, prepare, stark, teach
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import Prompt, text_kv
 from worker.ml.errors import MethodUnsupported, WeightsInvalid
 from worker.ml.families import load_base
 from worker.ml.families.base import DiffusionModel
@@ -98,19 +97,7 @@ def test_sizes_rates_and_the_word(model: DiffusionModel, photos: list[Path]) -> 
 def test_untrained_it_is_the_base_model_to_the_bit(model: DiffusionModel, photos: list[Path]) -> None:
     """T1: delta = 0, in the layers' places and installed."""
     trainee = prepared(model, photos, text_encoder=True)
-    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
-
-    def predicted() -> Tensor:
-        with torch.no_grad():
-            return model.predict(noisy, t, text_kv(model, [Prompt("a photo of a dog")]))
-
-    base = predicted()
-    with trainee.installed():
-        assert torch.equal(predicted(), base)
-    edit = METHOD.installation(model, trainee.result(0))
-    assert edit is not None
-    with installed(model, ((edit, 1.0),)):
-        assert torch.equal(predicted(), base)
+    assert_untrained_is_the_base(model, "svdiff", trainee)
 
 
 def test_stored_are_shifts_and_no_vectors(model: DiffusionModel, photos: list[Path]) -> None:

@@ -74,10 +74,10 @@ def test_text_side_stays_text_side_and_gates_are_refused(
     ]
     assert MERGES["linear"].merge(model, both, LinearParams(), InProcessRun()).weights.manifest.side == "text"
     gated = MergeInput("g", taught(model, "one", "cat", tmp_path, photos, "perfusion", steps=1))
-    with pytest.raises(MethodUnsupported, match="open a gate"):
+    with pytest.raises(MethodUnsupported, match="opens a gate"):
         MERGES["linear"].merge(model, [*both, gated], LinearParams(), InProcessRun())
     encoder = MergeInput(
         "e", taught(model, "enc", "dog", tmp_path, photos, "lora", steps=1, text_encoder=True)
     )
-    with pytest.raises(MethodUnsupported, match="change the text encoder"):
+    with pytest.raises(MethodUnsupported, match="changes the text encoder"):
         MERGES["linear"].merge(model, [*both, encoder], LinearParams(), InProcessRun())

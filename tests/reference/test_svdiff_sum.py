@@ -54,5 +54,5 @@ def test_singular_values_are_shifted_by_the_sum(
 
 def test_other_methods_are_refused(model: DiffusionModel) -> None:
     both = [MergeInput(token, made(model, token, "dog")) for token in ("one", "two")]
-    with pytest.raises(MethodUnsupported, match="not made by SVDiff"):
+    with pytest.raises(MethodUnsupported, match="takes SVDiff alone"):
         MERGES["svdiff-sum"].merge(model, both, SVDiffSumParams(), InProcessRun())

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from backend.schemas.methods.attention_adapter import AttentionAdapterParams, side
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import MatrixChange, TextEdit
 from worker.ml.families.base import DiffusionModel
@@ -133,11 +134,46 @@ def attention_layers(model: DiffusionModel, chosen: Attention) -> dict[str, torc
     }
 
 
-class LinearChange(Protocol):
+class LinearChange(MatrixChange, Protocol):
     """A change of a linear layer that knows what it adds to the layer's output."""
 
     def added(self, states: Tensor) -> Tensor:
         """``dW x``: [..., in] -> [..., out], fp32, differentiable in what the change is made of."""
+
+    def factors(self) -> dict[str, Tensor]:
+        """What it is made of, by the names that these have in a file."""
+
+
+def attention_trainee(
+    recipe: Recipe,
+    modules: Mapping[str, torch.nn.Module],
+    changes: Mapping[str, LinearChange],
+    alphas: Mapping[str, float],
+    *,
+    prior_dir: Path,
+    run: Run,
+) -> Trainee:
+    """Of changes of `attention_layers`, untrained, as `AttentionAdapterParams` say. Raises what `Recipe.lessons`
+    raises.
+    """
+    params = recipe.params
+    assert isinstance(params, AttentionAdapterParams)
+    factors = {
+        f"{key}.{part}": tensor
+        for key, change in changes.items()
+        for part, tensor in change.factors().items()
+    }
+
+    def alongside() -> AbstractContextManager[None]:
+        return beside({modules[key]: change for key, change in changes.items()})
+
+    return Adapters(changes, factors, alphas).trainee(
+        recipe,
+        Rates(params.learning_rate, params.token_learning_rate, params.weight_decay),
+        None if side(params) == "text" else alongside,
+        prior_dir=prior_dir,
+        run=run,
+    )
 
 
 @contextmanager

@@ -8,30 +8,34 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from backend.schemas.merges.card import MergeCard
+from backend.schemas.merges.closed_form import CARD as CLOSED_FORM
 from backend.schemas.merges.requests import MergedInput
+from backend.schemas.merges.taking import Contents, cannot_take
 from backend.schemas.methods.lora import LoraParams
 from backend.schemas.weights import Side, TaughtToken, WeightsManifest
 from worker.ml.concept_weights import CODE_VERSION
 from worker.ml.conditioning import MatrixChange, TextEdit
+from worker.ml.constraint_rows import read_sites
 from worker.ml.errors import InputInvalid, MethodUnsupported
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
 from worker.ml.merges.base import MergeInput
-from worker.ml.methods.base import NotAdditive
 from worker.ml.orthogonal_basis import Columns
 from worker.ml.readers import reader_of
 from worker.ml.training.provenance import check_base
 
 
-def check_inputs(model: DiffusionModel, inputs: Sequence[MergeInput]) -> None:
-    """Raises `InputInvalid` (nothing to merge, two words of one name, a renaming of what is not there) and
-    `WeightsInvalid` (another base).
+def check_inputs(model: DiffusionModel, card: MergeCard, inputs: Sequence[MergeInput]) -> None:
+    """Raises `InputInvalid` (nothing to merge, two words of one name, a renaming of what is not there),
+    `WeightsInvalid` (another base) and `MethodUnsupported` (weights that the merge cannot take).
     """
     if not inputs:
         raise InputInvalid("There is nothing to merge.")
     seen: set[str] = set()
     for each in inputs:
         check_base(model, each.weights)
+        check_taken(model, card, each)
         own = {taught.token for taught in each.weights.manifest.tokens}
         if strange := sorted(each.renames.keys() - own):
             raise InputInvalid(f"<{strange[0]}> was to be renamed, but the weights do not teach it.")
@@ -108,46 +112,41 @@ def renamed_words(each: MergeInput, tensors: Mapping[str, Tensor]) -> dict[str, 
     return {name(key): tensor for key, tensor in tensors.items()}
 
 
+def check_taken(model: DiffusionModel, card: MergeCard, each: MergeInput) -> None:
+    """Raises `MethodUnsupported` where the merge cannot take the weights."""
+    tensors, ready = each.weights.tensors, {site.name for site in read_sites(model)}
+    held = Contents(
+        words_of(each),
+        each.weights.manifest,
+        lambda: {name: tensor.shape for name, tensor in tensors.items()},
+        ready,
+    )
+    if reason := cannot_take(card, held):
+        raise MethodUnsupported(reason)
+
+
 def as_text_edit(model: DiffusionModel, each: MergeInput) -> TextEdit:
     """The input as an edit of keys and values, words under their own names; weight-side weights too where keys and
     values are all that they change. Raises `MethodUnsupported` and what reading raises.
     """
+    check_taken(model, CLOSED_FORM, each)
     reader = reader_of(each.weights)
     edit = reader.edit(model, each.weights)
-    if each.weights.manifest.side == "text":
-        return edit
     installation = reader.installation(model, each.weights) or WeightEdit()
-    named = words_of(each)
-    check_encoder(installation, named)
-    ready = {site.name for layer in model.cross_attention() for site in (layer.key, layer.value)}
     sites: dict[str, MatrixChange] = {
         path.removesuffix(".weight"): change for path, change in installation.denoiser.items()
     }
-    if further := sorted(sites.keys() - ready):
-        raise MethodUnsupported(
-            f"The weights of {named} change {len(further)} parameters beside keys and values of the text, "
-            f"{further[0]} among them. Their input is the picture, so no text can hold them: the closed form "
-            "cannot take them."
-        )
     return TextEdit(edit.tokens, {**edit.sites, **sites}, edit.negative, edit.gated, edit.locked_words)
 
 
 def as_changes(model: DiffusionModel, each: MergeInput) -> dict[str, MatrixChange]:
-    """{path of the denoiser's parameter: its change} of one input at scale 1. Raises `MethodUnsupported` where the
-    weights are no sum of changes, and what reading raises.
+    """{path of the denoiser's parameter: its change} of one input at scale 1, which a merge of changes can take. Raises
+    what reading raises.
     """
-    reader, named = reader_of(each.weights), words_of(each)
+    reader = reader_of(each.weights)
     edit, installation = reader.edit(model, each.weights), reader.installation(model, each.weights)
-    if edit.gated or edit.locked_words or isinstance(reader.deltas(model, each.weights), NotAdditive):
-        raise MethodUnsupported(
-            f"The weights of {named} open a gate at their word and are no change of matrices: they cannot be added. "
-            "The closed form takes them."
-        )
     changes: dict[str, MatrixChange] = {f"{name}.weight": change for name, change in edit.sites.items()}
-    if installation is not None:
-        check_encoder(installation, named)
-        changes |= installation.denoiser
-    return changes
+    return changes if installation is None else {**changes, **installation.denoiser}
 
 
 def columns_of(each: MergeInput) -> Columns | None:
@@ -162,12 +161,3 @@ def columns_of(each: MergeInput) -> Columns | None:
 def words_of(each: MergeInput) -> str:
     """What a sentence calls an input."""
     return ", ".join(f"<{token.token}>" for token in merged_tokens([each])) or each.id
-
-
-def check_encoder(installation: WeightEdit, named: str) -> None:
-    """Raises `MethodUnsupported` where the text encoder is changed."""
-    if installation.text_encoder:
-        raise MethodUnsupported(
-            f"The weights of {named} change the text encoder: every word would read differently to the others, so "
-            "they cannot be merged."
-        )

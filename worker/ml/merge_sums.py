@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from backend.schemas.merges.card import MergeCard
 from backend.schemas.merges.requests import MergeReport, SiteMerge
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TokenRows
@@ -38,17 +39,17 @@ Combine = Callable[[str, Mapping[int, Tensor]], Tensor]
 @torch.no_grad()
 def merged_sum(
     model: DiffusionModel,
-    merge: tuple[str, BaseModel],
+    merge: tuple[MergeCard, BaseModel],
     inputs: Sequence[MergeInput],
     combine: Combine,
     run: Run,
 ) -> Merged:
-    """``merge``: its name and parameters. Text side where all inputs are. ``run.step("merge", ...)`` for each
+    """``merge``: its card and parameters. Text side where all inputs are. ``run.step("merge", ...)`` for each
     parameter; raises what it raises, `MethodUnsupported`, `InputInvalid`, `WeightsInvalid`.
     """
     began = time.monotonic()
-    name, params = merge
-    check_inputs(model, inputs)
+    card, params = merge
+    check_inputs(model, card, inputs)
     known = [as_changes(model, each) for each in inputs]
     paths = sorted({path for changes in known for path in changes})
     stored: dict[str, Tensor] = {}
@@ -67,7 +68,7 @@ def merged_sum(
     text_side = all(each.weights.manifest.side == "text" for each in inputs)
     kept = {"negative": negative} if text_side else {}
     report = MergeReport(
-        merge=name,
+        merge=card.name,
         inputs=described(inputs),
         verified=True,
         notes=[*renaming_notes(inputs), NOTHING_PROVEN],
@@ -75,7 +76,11 @@ def merged_sum(
         sites=sites,
     )
     manifest = merged_manifest(
-        model, name, "text" if text_side else "weights", inputs, {**params.model_dump(mode="json"), **kept}
+        model,
+        card.name,
+        "text" if text_side else "weights",
+        inputs,
+        {**params.model_dump(mode="json"), **kept},
     )
     return Merged(ConceptWeights(manifest, {**words, **stored}), report)
 

@@ -135,12 +135,21 @@ class PairForecast(Strict):
     crosstalk: float = Field(
         description="how far each moves the other's words if both were simply added, against what these learned"
     )
+    agreement: float = Field(
+        description="cosine of what both change, as the words read it: 1 the same, 0 unrelated, -1 opposite"
+    )
+    sign_conflict: float = Field(
+        description="share of the places where both have opposite signs, estimated from it; unrelated ones have 0.5"
+    )
 
 
 class MergeForecast(Strict):
-    """``POST /merges/forecast``: what a merge would be like, without sampling and without a job."""
+    """``POST /merges/forecast``: what the chosen merge would be like, without sampling and without a job. None where
+    the merge has no such thing, or nothing was kept that tells.
+    """
 
-    verdict: Verdict
+    merge: str = Field(description="the merge that this is about")
+    verdict: Verdict | None = Field(description="null where the merge cannot be foreseen; `sentence` says so")
     sentence: str
     pairs: list[PairForecast]
     condition: float | None = None
@@ -149,6 +158,14 @@ class MergeForecast(Strict):
     drift: float | None = Field(default=None, description="predicted, of the worst site")
     drift_alone: list[float] = Field(
         default_factory=list, description="the same for each of the weights alone, in their order"
+    )
+    cancelled: float | None = Field(
+        default=None,
+        description="share of the squared size of all changes that they take from one another in a sum",
+    )
+    beyond_rank: float | None = Field(
+        default=None,
+        description="share of what the words learned that no change of the rank asked for can hold",
     )
     sites: list[SiteForecast] = Field(default_factory=list, description="the sites responsible, worst first")
     notes: list[str] = Field(default_factory=list)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.merges.closed_form import ClosedFormParams
+from backend.schemas.merges.requests import MergeForecast
 from backend.services.merge_forecast import forecast
 from tests.ml.merging import made, taught
+from worker.ml.caption_factor import HeldTexts, caption_factor
 from worker.ml.concept_weights import ConceptWeights
+from worker.ml.constraint_rows import Asked, read_sites, word_rows
 from worker.ml.families.base import DiffusionModel
+from worker.ml.least_change import whitened
 from worker.ml.merges import MERGES, MergeInput
 from worker.ml.merges.sketch import merge_sketch
+from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
 
 IDS = [f"019a0000-0000-7000-8000-00000000000{number}" for number in range(4)]
@@ -24,6 +35,12 @@ def sketched(model: DiffusionModel, weights: ConceptWeights) -> dict[str, object
     assert sketch is not None
     kept: dict[str, object] = json.loads(json.dumps(sketch))
     return kept
+
+
+def told_of(method: str, sketches: Sequence[dict[str, object]], **params: Any) -> MergeForecast:
+    """The forecast of a merge of all at scale 1."""
+    given = MERGE_CARDS[method].params_type(**params).model_dump()
+    return forecast(method, given, sketches, IDS[: len(sketches)], [1.0] * len(sketches))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -37,7 +54,7 @@ def test_predicted_drift_is_that_of_the_merge(
     ][:count]
     inputs = [MergeInput(IDS[at], each) for at, each in enumerate(weights)]
     real = MERGES["closed-form"].merge(model, inputs, ClosedFormParams(), InProcessRun()).report
-    told = forecast([sketched(model, each) for each in weights], IDS[:count], [1.0] * count)
+    told = told_of("closed-form", [sketched(model, each) for each in weights])
     assert told.drift == pytest.approx(real.drift, rel=0.1)
     by_site = {site.site: site.drift for site in real.sites}
     assert all(each.drift == pytest.approx(by_site[each.site], rel=0.1) for each in told.sites)
@@ -50,11 +67,11 @@ def test_predicted_drift_is_that_of_the_merge(
 def test_crosstalk_is_what_adding_does_to_the_other_words(model: DiffusionModel) -> None:
     """Of two closed-form merges of one input each, which are nothing but their least changes."""
     one, other = made(model, "stark", "dog", seed=1), made(model, "mimi", "cat", seed=2)
-    told = forecast([sketched(model, each) for each in (one, other)], IDS[:2], [1.0, 1.0]).pairs[0]
+    told = told_of("closed-form", [sketched(model, each) for each in (one, other)]).pairs[0]
     assert (told.first, told.second) == (IDS[0], IDS[1])
     assert 0.0 < told.crosstalk < 5.0
     assert 0.0 < told.overlap < 1.0
-    itself = forecast([sketched(model, one)] * 2, IDS[:2], [1.0, 1.0])
+    itself = told_of("closed-form", [sketched(model, one)] * 2)
     assert itself.pairs[0].crosstalk == pytest.approx(1.0, rel=1e-3)
     assert itself.pairs[0].overlap == pytest.approx(1.0, rel=1e-5)
     assert itself.pairs[0].token_cosine == pytest.approx(1.0, rel=1e-3)
@@ -64,7 +81,9 @@ def test_crosstalk_is_what_adding_does_to_the_other_words(model: DiffusionModel)
 
 def test_half_the_scale_is_half_the_drift_alone(model: DiffusionModel) -> None:
     sketch = sketched(model, made(model, "stark", "dog", seed=1))
-    whole, half = (forecast([sketch], IDS[:1], [scale]).drift_alone[0] for scale in (1.0, 0.5))
+    whole, half = (
+        forecast("closed-form", {}, [sketch], IDS[:1], [scale]).drift_alone[0] for scale in (1.0, 0.5)
+    )
     assert half == pytest.approx(0.5 * whole)
 
 
@@ -79,4 +98,99 @@ def test_a_sketch_is_small_and_of_weights_that_can_be_merged_only(
 def test_different_bases_are_refused(model: DiffusionModel, v_model: DiffusionModel) -> None:
     sketches = [sketched(each, made(each, "stark", "dog")) for each in (model, v_model)]
     with pytest.raises(ValueError, match="different base models"):
-        forecast(sketches, IDS[:2], [1.0, 1.0])
+        told_of("closed-form", sketches)
+
+
+# ---- merges that are no closed form
+
+
+def related(one: ConceptWeights, other: ConceptWeights, share: float) -> ConceptWeights:
+    """The other's words with changes that are ``share`` times the one's and else its own."""
+    rest = (1.0 - share**2) ** 0.5
+    tensors = {
+        name: share * one.tensors[name] + rest * each if name.startswith("site.") else each
+        for name, each in other.tensors.items()
+    }
+    return ConceptWeights(other.manifest, tensors)
+
+
+def least_changes(model: DiffusionModel, weights: ConceptWeights) -> list[Tensor]:
+    """Site by site the least change that does at the words what was learned, where captions are white, in float64."""
+    states, learned = learned_at(model, weights)
+    held = caption_factor(model, HeldTexts(1000, True, 4, 1e-8), InProcessRun()).held
+    inverse = torch.linalg.pinv(whitened(states, held), rtol=1e-5)
+    return [each @ inverse.T for each in learned]
+
+
+def learned_at(model: DiffusionModel, weights: ConceptWeights) -> tuple[Tensor, list[Tensor]]:
+    """Text states [s, d] of the words, and what is added there, site by site [o, s]."""
+    asked = Asked(reader_of(weights).edit(model, weights), 1.0, weights.manifest.tokens)
+    words = word_rows(model, [asked], prefix=False)[0]
+    added = [torch.cat([word.changes[site.name] for word in words]).T for site in read_sites(model)]
+    return torch.cat([word.states for word in words]), added
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, -0.7, -1.0])
+def test_whether_changes_pull_against_one_another_is_that_of_the_matrices(
+    model: DiffusionModel, share: float
+) -> None:
+    """Estimated from 48 numbers a site."""
+    one, own = (made(model, word, "dog", seed=at, learned_word=False) for at, word in enumerate(("a", "b")))
+    other = related(one, own, share)
+    told = told_of("ties", [sketched(model, each) for each in (one, other)])
+    flat = [torch.cat([each.flatten() for each in least_changes(model, of)]) for of in (one, other)]
+    true = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+    assert abs(true) > 0.3
+    assert told.pairs[0].agreement == pytest.approx(true, abs=0.1)
+    assert told.pairs[0].sign_conflict == pytest.approx(math.acos(told.pairs[0].agreement) / math.pi)
+    assert told.cancelled == pytest.approx(max(0.0, -true), abs=0.1)
+    if share < -0.5:
+        assert (told.verdict, told.pairs[0].verdict) == ("poor", "poor")
+
+
+def test_unrelated_changes_have_opposite_signs_in_half_of_the_places(model: DiffusionModel) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    told = told_of("ties", sketches)
+    assert told.pairs[0].sign_conflict == pytest.approx(0.5, abs=0.1)
+    assert "opposite signs (50% by chance)" in told.sentence
+    assert (told.drift, told.rank, told.drift_alone) == (None, None, [])
+
+
+def test_what_a_rank_cannot_hold_is_never_more_than_is_really_lost(model: DiffusionModel) -> None:
+    """Two LoRAs of rank 2: of rank 4 nothing is lost; of rank 1 less than the best change of that rank loses."""
+    lora = [made(model, f"w{at}", "dog", method="lora", seed=at) for at in range(2)]
+    sketches = [sketched(model, each) for each in lora]
+    assert told_of("lora-svd", sketches, rank=4).beyond_rank == pytest.approx(0.0, abs=1e-5)
+    assert told_of("lora-svd", sketches).beyond_rank is None
+    told = told_of("lora-svd", sketches, rank=1)
+    learned = [
+        torch.cat(each, dim=1) for each in zip(*(learned_at(model, each)[1] for each in lora), strict=True)
+    ]
+    values = [torch.linalg.svdvals(each).square() for each in learned]
+    tail, whole = (sum(float(each[first:].sum()) for each in values) for first in (1, 0))
+    assert told.beyond_rank == pytest.approx(tail / whole, abs=0.1)
+    assert f"about {told.beyond_rank:.0%} or more is beyond any change of rank 1" in " ".join(told.notes)
+    assert told.verdict == "poor"
+
+
+@pytest.mark.parametrize("method", MERGE_CARDS)
+def test_every_merge_is_spoken_of_by_its_own_name(model: DiffusionModel, method: str) -> None:
+    """Drift is the closed form's alone; of a merge that cannot be foreseen there is no verdict, and it is said."""
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    told = told_of(method, sketches)
+    assert told.merge == method
+    assert (told.drift is not None) == (method == "closed-form")
+    assert (told.verdict is None) == (method == "gradient-fusion")
+    assert told.verdict is not None or "is not forecast" in told.sentence
+    assert len(told.pairs) == 1
+    assert all(each.endswith(".") for each in (told.sentence, told.pairs[0].sentence, *told.notes))
+
+
+def test_dropping_at_random_is_told_as_noise(model: DiffusionModel) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    plain, half = told_of("linear", sketches), told_of("dare", sketches, drop=0.8)
+    assert (half.verdict, half.sentence, half.cancelled) == (plain.verdict, plain.sentence, plain.cancelled)
+    assert "2.0 times as large as the change itself" in half.notes[0]
+    voted = told_of("dare", sketches, drop=0.0, then="ties")
+    assert voted.sentence == told_of("ties", sketches).sentence
+    assert not any("noise" in note for note in voted.notes)

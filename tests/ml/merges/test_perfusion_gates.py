@@ -131,7 +131,7 @@ def test_a_gate_that_opens_at_another_word_is_told(model: DiffusionModel, stark:
 
 
 def test_what_it_cannot_take(model: DiffusionModel, stark: ConceptWeights) -> None:
-    with pytest.raises(MethodUnsupported, match="<other> were not made by Perfusion"):
+    with pytest.raises(MethodUnsupported, match="takes Perfusion alone, and <other> was made with"):
         merged(model, MergeInput("s", stark), MergeInput("o", made(model, "other", "cat")))
     result = merged(model, MergeInput("s", stark)).weights
     params = {**result.manifest.params, "gates": {}}

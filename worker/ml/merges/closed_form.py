@@ -51,7 +51,7 @@ class ClosedForm:
         self, model: DiffusionModel, inputs: Sequence[MergeInput], params: ClosedFormParams, run: Run
     ) -> Merged:
         began = time.monotonic()
-        check_inputs(model, inputs)
+        check_inputs(model, CARD, inputs)
         asked = [
             Asked(as_text_edit(model, each), each.scale, each.weights.manifest.tokens) for each in inputs
         ]

@@ -35,7 +35,7 @@ class Dare:
             joined = elected_mean(kept) if params.then == "ties" else torch.stack(kept).sum(dim=0)
             return params.strength * joined
 
-        return merged_sum(model, (self.name, params), inputs, combine, run)
+        return merged_sum(model, (CARD, params), inputs, combine, run)
 
 
 def dropped(change: Tensor, rate: float, rng: torch.Generator) -> Tensor:

@@ -28,7 +28,6 @@ from worker.ml.caption_factor import CaptionFactor, HeldTexts, caption_factor
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import MatrixChange, Prompt, TextEdit
 from worker.ml.constraint_rows import Asked, WordRows, captions_of, read_sites, without_repeats, word_rows
-from worker.ml.errors import MethodUnsupported
 from worker.ml.families.base import DiffusionModel
 from worker.ml.merge_inputs import (
     as_changes,
@@ -37,7 +36,6 @@ from worker.ml.merge_inputs import (
     merged_manifest,
     merged_tokens,
     renaming_notes,
-    words_of,
 )
 from worker.ml.merge_verification import caption_norms
 from worker.ml.merges.base import Merged, MergeInput
@@ -73,7 +71,7 @@ class GradientFusion:
         self, model: DiffusionModel, inputs: Sequence[MergeInput], params: GradientFusionParams, run: Run
     ) -> Merged:
         began = time.monotonic()
-        check_inputs(model, inputs)
+        check_inputs(model, CARD, inputs)
         known = [(each, as_changes(model, each)) for each in inputs]
         layers = _picture_layers(model, known)
         words, negative = _words(model, known)
@@ -137,20 +135,10 @@ def _text_paths(model: DiffusionModel) -> set[str]:
 
 
 def _picture_layers(model: DiffusionModel, known: Known) -> dict[str, torch.nn.Module]:
-    """{name: Linear} of everything that is changed beside keys and values of text. Raises `MethodUnsupported`."""
-    linear = {
-        f"{site.name}.weight": site for site in model.sites() if isinstance(site.module, torch.nn.Linear)
-    }
-    found: dict[str, torch.nn.Module] = {}
-    for each, changes in known:
-        paths = changes.keys() - _text_paths(model)
-        if strange := sorted(paths - linear.keys()):
-            raise MethodUnsupported(
-                f"The weights of {words_of(each)} change {len(strange)} parameters that are no matrix of a linear "
-                f"layer, {strange[0]} among them: gradient fusion cannot fit those. The sum takes them."
-            )
-        found |= {linear[path].name: linear[path].module for path in sorted(paths)}
-    return dict(sorted(found.items()))
+    """{name: Linear} of everything that is changed beside keys and values of text."""
+    modules = {f"{site.name}.weight": site for site in model.sites()}
+    paths = {path for _, changes in known for path in changes} - _text_paths(model)
+    return {modules[path].name: modules[path].module for path in sorted(paths)}
 
 
 def _words(model: DiffusionModel, known: Known) -> tuple[list[list[WordRows]], bool]:
@@ -158,11 +146,6 @@ def _words(model: DiffusionModel, known: Known) -> tuple[list[list[WordRows]], b
     asked, negative, ready = [], False, _text_paths(model)
     for each, changes in known:
         edit = reader_of(each.weights).edit(model, each.weights)
-        if layered := [name for name, rows in edit.tokens.items() if rows.per_layer]:
-            raise MethodUnsupported(
-                f"<{layered[0]}> has another vector for every layer: there is no one text that gradient fusion could "
-                "fit all layers to."
-            )
         sites = {path.removesuffix(".weight"): change for path, change in changes.items() if path in ready}
         negative = negative or (bool(sites) and edit.negative)
         asked.append(Asked(TextEdit(edit.tokens, sites), each.scale, each.weights.manifest.tokens))

@@ -31,6 +31,6 @@ class Linear:
         def combine(_path: str, changes: Mapping[int, Tensor]) -> Tensor:
             return params.strength * sum(changes.values(), start=changes[min(changes)].new_zeros(()))
 
-        merged = merged_sum(model, (self.name, params), inputs, combine, run)
+        merged = merged_sum(model, (CARD, params), inputs, combine, run)
         notes = [*merged.report.notes, *column_notes([columns_of(each) for each in inputs])]
         return Merged(merged.weights, merged.report.model_copy(update={"notes": notes}))

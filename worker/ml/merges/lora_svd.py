@@ -20,7 +20,7 @@ from backend.schemas.merges.requests import MergeReport, SiteMerge
 from worker.ml.compression.spectra import changed_shape, singular_values
 from worker.ml.compression.storage import factors
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.errors import InputInvalid, MethodUnsupported
+from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.low_rank import LowRankChange, stacked
 from worker.ml.merge_inputs import (
@@ -30,7 +30,6 @@ from worker.ml.merge_inputs import (
     described,
     merged_manifest,
     renaming_notes,
-    words_of,
 )
 from worker.ml.merge_sums import NOTHING_PROVEN, scaled_words
 from worker.ml.merges.base import Merged, MergeInput
@@ -52,7 +51,7 @@ class LoraSVD:
         self, model: DiffusionModel, inputs: Sequence[MergeInput], params: LoraSVDParams, run: Run
     ) -> Merged:
         began = time.monotonic()
-        check_inputs(model, inputs)
+        check_inputs(model, CARD, inputs)
         known = [_thin_changes(model, each) for each in inputs]
         paths = sorted({path for changes in known for path in changes})
         tensors: dict[str, Tensor] = {}
@@ -108,17 +107,6 @@ def discarded(kept: float, whole: float) -> float:
 
 
 def _thin_changes(model: DiffusionModel, each: MergeInput) -> dict[str, LowRankChange]:
-    """{path: change} of one input. Raises `MethodUnsupported`."""
-    if each.weights.manifest.method != METHOD:
-        raise MethodUnsupported(
-            f"The weights of {words_of(each)} were not made by LoRA: they hold no thin changes that could be stacked. "
-            "The sum takes them."
-        )
+    """{path: change} of one input."""
     changes = as_changes(model, each)
-    thin = {path: change for path, change in changes.items() if isinstance(change, LowRankChange)}
-    if len(thin) < len(changes):
-        raise MethodUnsupported(
-            f"The weights of {words_of(each)} were made by DoRA: the lengths of the matrices' rows belong to what they "
-            "learned, and no thin change holds them. The sum takes them."
-        )
-    return thin
+    return {path: change for path, change in changes.items() if isinstance(change, LowRankChange)}

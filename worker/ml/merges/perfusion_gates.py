@@ -22,7 +22,6 @@ from backend.schemas.methods.perfusion import WordGate
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit, text_kv
 from worker.ml.constraint_rows import captions_of, read_sites
-from worker.ml.errors import MethodUnsupported
 from worker.ml.families.base import DiffusionModel
 from worker.ml.merge_inputs import (
     check_inputs,
@@ -30,7 +29,6 @@ from worker.ml.merge_inputs import (
     merged_manifest,
     merged_tokens,
     renaming_notes,
-    words_of,
 )
 from worker.ml.merge_verification import HALF_RESIDUAL, RESIDUAL_OF_CHANGE
 from worker.ml.merges.base import Merged, MergeInput
@@ -53,14 +51,10 @@ class PerfusionGates:
         self, model: DiffusionModel, inputs: Sequence[MergeInput], params: PerfusionGatesParams, run: Run
     ) -> Merged:
         began = time.monotonic()
-        check_inputs(model, inputs)
+        check_inputs(model, CARD, inputs)
         words: dict[str, Learned] = {}
         gates: dict[str, WordGate] = {}
         for each in inputs:
-            if each.weights.manifest.method != METHOD:
-                raise MethodUnsupported(
-                    f"The weights of {words_of(each)} were not made by Perfusion: they have no gates."
-                )
             own_gates = word_gates(each.weights.manifest)
             for token, word in unpacked(model, each.weights).items():
                 name, gate = each.renames.get(token, token), own_gates[token]

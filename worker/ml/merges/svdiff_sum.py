@@ -16,7 +16,6 @@ from backend.schemas.merges.requests import MergeReport, SiteMerge
 from backend.schemas.merges.svdiff_sum import CARD, SVDiffSumParams
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TokenRows
-from worker.ml.errors import MethodUnsupported
 from worker.ml.families.base import DiffusionModel
 from worker.ml.merge_inputs import (
     as_changes,
@@ -25,7 +24,6 @@ from worker.ml.merge_inputs import (
     merged_manifest,
     renamed_words,
     renaming_notes,
-    words_of,
 )
 from worker.ml.merge_sums import NOTHING_PROVEN
 from worker.ml.merges.base import Merged, MergeInput
@@ -34,6 +32,8 @@ from worker.ml.run import Run
 from worker.ml.taught_words import taught_rows, token_tensors
 
 METHOD = "svdiff"
+WIDTHS = ("key-value", "cross", "linear", "all")
+"""SVDiff's choices of layers; each holds those before it."""
 
 
 class SVDiffSum:
@@ -46,16 +46,12 @@ class SVDiffSum:
         self, model: DiffusionModel, inputs: Sequence[MergeInput], params: SVDiffSumParams, run: Run
     ) -> Merged:
         began = time.monotonic()
-        check_inputs(model, inputs)
+        check_inputs(model, CARD, inputs)
         shifts: dict[str, Tensor] = {}
         checksums: dict[str, Tensor] = {}
         words: dict[str, Tensor] = {}
         for place, each in enumerate(inputs):
-            if each.weights.manifest.method != METHOD:
-                raise MethodUnsupported(
-                    f"The weights of {words_of(each)} were not made by SVDiff: they have no shifts that could be added."
-                )
-            as_changes(model, each)  # they fit the base, and the text encoder is untouched
+            as_changes(model, each)  # they fit the base
             for name, tensor in each.weights.tensors.items():
                 if name.endswith(".shift"):
                     addend = each.scale * tensor.double()
@@ -69,7 +65,11 @@ class SVDiffSum:
             words |= renamed_words(each, token_tensors(rows))
             run.step("merge", place + 1, len(inputs))
         text_side = all(each.weights.manifest.side == "text" for each in inputs)
-        given = {**inputs[0].weights.manifest.params, **params.model_dump(mode="json")}
+        given = {
+            **inputs[0].weights.manifest.params,
+            **params.model_dump(mode="json"),
+            "layers": _layers(inputs),
+        }
         manifest = merged_manifest(
             model, self.name, "text" if text_side else "weights", inputs, given
         ).model_copy(update={"method": METHOD})
@@ -85,3 +85,8 @@ class SVDiffSum:
             sites=[SiteMerge(site=name, change=float(delta.norm())) for name, delta in deltas.items()],
         )
         return Merged(result, report)
+
+
+def _layers(inputs: Sequence[MergeInput]) -> str:
+    """Which layers the sum changes, as SVDiff's parameter names them: the widest choice of all."""
+    return max((str(each.weights.manifest.params["layers"]) for each in inputs), key=WIDTHS.index)

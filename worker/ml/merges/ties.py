@@ -32,4 +32,4 @@ class Ties:
                 [trimmed(each, params.density) for each in changes.values()]
             )
 
-        return merged_sum(model, (self.name, params), inputs, combine, run)
+        return merged_sum(model, (CARD, params), inputs, combine, run)

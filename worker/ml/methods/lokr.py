@@ -11,7 +11,6 @@ Keys and values of the cross-attention alone are text side; everything else is w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -19,13 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backend.schemas.methods.attention_adapter import side
 from backend.schemas.methods.lokr import CARD, LokrParams
 from worker.ml.adapters import (
-    Adapters,
-    Rates,
     attention_layers,
-    beside,
+    attention_trainee,
     deltas_of,
     edit_of,
     installation_of,
@@ -107,26 +103,9 @@ class Lokr:
         recipe.check()
         modules = attention_layers(model, params.attention)
         changes = {key: untrained(module, key, params, seed) for key, module in modules.items()}
-        adapters = Adapters(
-            changes,
-            {
-                f"{key}.{part}": tensor
-                for key, change in changes.items()
-                for part, tensor in change.factors().items()
-            },
-            {
-                key: change.factor * params.rank
-                for key, change in changes.items()
-                if change.second_down is not None
-            },
-        )
-
-        def alongside() -> AbstractContextManager[None]:
-            return beside({modules[key]: change for key, change in changes.items()})
-
-        rates = Rates(params.learning_rate, params.token_learning_rate, params.weight_decay)
-        text_side = side(params) == "text"
-        return adapters.trainee(recipe, rates, None if text_side else alongside, prior_dir=prior_dir, run=run)
+        thin = {key: change for key, change in changes.items() if change.second_down is not None}
+        alphas = {key: change.factor * params.rank for key, change in thin.items()}
+        return attention_trainee(recipe, modules, changes, alphas, prior_dir=prior_dir, run=run)
 
     def edit(self, model: DiffusionModel, weights: ConceptWeights) -> TextEdit:
         return edit_of(model, weights, learned_changes(model, weights))

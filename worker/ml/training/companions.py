@@ -24,19 +24,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from backend.schemas.prior_images import CHUNK, other_things
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
 from worker.ml.streams import rng
 from worker.ml.training.augmentation import Draw, open_square, render
 from worker.ml.training.captions import ARTICLE, with_article
 from worker.ml.training.dataset import ENCODED_AT_ONCE, PHOTOS_TOGETHER
-from worker.ml.training.prior import CHUNK, PriorImages, ensure_prior
+from worker.ml.training.prior import PriorImages, ensure_prior
 
 if TYPE_CHECKING:
     from worker.ml.training.lessons import ConceptExamples, Lesson
 
-COMPANIONS = 8
-"""Other things, each in one of the surroundings, right and left of the subject in turn."""
 VIEWS_PER_PICTURE = 2
 SMALLEST, LARGEST = 0.44, 0.58
 """Side of the pasted photo, in shares of the picture's: two subjects of these sizes stand side by side."""
@@ -68,18 +67,14 @@ class Companions:
 
 
 def companies(concept: ConceptExamples, nouns: Sequence[str], examples: Sequence[str]) -> list[Company]:
-    """At most ``COMPANIONS``, of ``nouns``, in the surroundings of the ``examples`` without an article of their own;
-    empty for a style, and where there is no class noun or no other thing.
+    """Of `other_things`, right and left of the subject in turn, in the surroundings of the ``examples`` without an
+    article of their own.
     """
     noun = concept.class_noun
-    others = [other for other in nouns if other.lower() != noun.lower()]
-    if concept.kind == "style" or not noun or not others:
-        return []
     places = [each for each in examples if "{}" in each and not ARTICLE.search(each.split("{}")[0])]
     places = places or ["photo of {}"]
-    spread = others[:: max(1, len(others) // COMPANIONS)][:COMPANIONS]
     found = []
-    for at, other in enumerate(spread):
+    for at, other in enumerate(other_things(concept.kind, noun, nouns)):
         left, thing = at % 2 == 0, with_article(other)
         frame = places[at % len(places)].replace(
             "{}", f"{{}} and {thing}" if left else f"{thing} and {{}}", 1

@@ -21,12 +21,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from backend.schemas.prior_images import CHUNK, whole_chunks
 from worker.ml.conditioning import Prompt
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
 from worker.ml.sampling.latents import ConditioningCache, Picture, sample_latents
 
-CHUNK = 4
 SEED = 0
 """Of all prior images: were it the training's, no concept could use another's."""
 FORMAT = 2
@@ -52,7 +52,7 @@ def ensure_prior(
     defaults = model.description.defaults
     directory = cache_dir / prior_key(model, prompts, steps)
     directory.mkdir(parents=True, exist_ok=True)
-    count = -(-count // CHUNK) * CHUNK
+    count = whole_chunks(count)
     captions = tuple(prompts[index // CHUNK % len(prompts)] for index in range(count))
     found = {index: read_latents(directory / f"{index}.safetensors", model) for index in range(count)}
     chunks = [
