@@ -131,7 +131,8 @@ def test_what_became_of_the_similarities_is_told_and_put_in_a_table(
         "The same 2 pictures of each of 4 prompts; judged by two judges. Before: as its calibration saw it."
         in words
     )
-    assert "Drawn at scale 0.65 Measure how well" in words
+    assert words.count("Drawn at scale 0.65,") == words.count("Drawn at scale 0.65:") == 1
+    assert "Drawn at scale 0.65 " not in words
 
 
 def test_the_tick_says_whether_pictures_are_compared(
