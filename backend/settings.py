@@ -40,7 +40,8 @@ class Settings(BaseSettings):
 
     calibrate: bool = Field(
         default=True,
-        description="after each training find the scale that suits its weights, where judges can tell",
+        description="where judges can tell: after each training find the scale that suits its weights, and compare "
+        "pictures from before and after weights are made smaller",
     )
 
     prior_folder: Path | None = Field(

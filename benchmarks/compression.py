@@ -28,6 +28,7 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TextEdit
 from worker.ml.evaluation import protocol
 from worker.ml.evaluation.measures import Plan, draw, photo_pixels, repeated, unrelated
+from worker.ml.families import DiffusionModel
 from worker.ml.methods import METHODS
 from worker.ml.run import InProcessRun
 from worker.ml.training.loop import train
@@ -58,7 +59,9 @@ def learned(bench: Bench, taught: Taught) -> ConceptWeights:
     return ConceptWeights.load(file)
 
 
-def rung(weights: ConceptWeights, how: dict[str, Any] | None) -> tuple[ConceptWeights, dict[str, Any]]:
+def rung(
+    model: DiffusionModel, weights: ConceptWeights, how: dict[str, Any] | None
+) -> tuple[ConceptWeights, dict[str, Any]]:
     """The weights cut as a rung of the ladder says, and what that costs. ``share``: of the smallest side of a matrix,
     or of the bytes.
     """
@@ -69,7 +72,7 @@ def rung(weights: ConceptWeights, how: dict[str, Any] | None) -> tuple[ConceptWe
     if (share := wanted.pop("share", None)) is not None:
         sides = [min(parts["delta"].shape) for parts in weights.site_parts().values()]
         wanted["value"] = round(share * (min(sides) if how["criterion"] == "rank" else whole))
-    smaller = compress(weights, Compression.model_validate(wanted), PARENT, InProcessRun())
+    smaller = compress(model, weights, Compression.model_validate(wanted), PARENT, InProcessRun())
     report = smaller.report
     ranks = [site.rank for site in report.sites]
     return smaller.weights, {
@@ -98,7 +101,7 @@ def measured(bench: Bench, taught: Taught) -> dict[str, Any]:
     prompt_scale = protocol.prompt_scale(panel.image_text_features(base).numpy(), texts, away)
     ladder = {}
     for name, how in bench.spec["ladder"].items():
-        smaller, cost = rung(weights, how)
+        smaller, cost = rung(bench.model, weights, how)
         mine = drawn_as(
             bench, plan, target.own, METHODS[METHOD].edit(bench.model, smaller), weights.manifest.scale
         )

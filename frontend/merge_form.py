@@ -18,6 +18,7 @@ from backend.services import concepts, method_params
 from frontend import method_fields, phrases
 from frontend.asking import text, valid
 from frontend.method_fields import PREFIX, FieldView, Given, Parameters
+from frontend.schema_shapes import plain
 
 CONCEPT = "c"
 VERSION, STRENGTH = "v.", "s."
@@ -165,9 +166,13 @@ def _usual(concept: Concept) -> str:
 
 
 def words(version: ConceptWeightsSummary, concept: str, names: Mapping[str, str]) -> str:
-    """``Custom Diffusion, with Mia, 2 hours ago``."""
+    """``Custom Diffusion, with Mia, drawn at scale 0.65 when alone, 2 hours ago``."""
     others = " and ".join(names.get(each, "a concept") for each in version.concepts if each != concept)
-    said = [phrases.version(version.method, version.merge), f"with {others}" if others else ""]
+    said = [
+        phrases.version(version.method, version.merge),
+        f"with {others}" if others else "",
+        f"drawn at scale {plain(version.scale)} when alone" if version.scale != 1 else "",
+    ]
     return ", ".join(filter(None, [*said, phrases.ago(version.created_at)]))
 
 

@@ -40,6 +40,7 @@ PHASES: dict[str, dict[str, Any]] = {
     "drawing": {"words": "Drawing", "begin": 0.0, "end": 1.0},
     "merging": {"words": "Merging", "begin": 0.0, "end": 1.0},
     "compressing": {"words": "Making it smaller", "begin": 0.0, "end": 1.0},
+    "comparing": {"words": "Drawing pictures with both to compare them"},
     "saving": {"words": "Saving and measuring what has changed"},
 }
 """Phases of the worker as a person reads them, and the part of the gate's ring that each one fills. A phase without
@@ -163,7 +164,11 @@ def ring(name: str, step: int, total: int) -> float | None:
 
 
 def layer(site: str) -> str:
-    """``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k`` as ``down 1.0 cross keys``."""
+    """``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k`` as ``down 1.0 cross keys``; ``merge``, which is
+    what a closed-form merge changes everywhere at once, as ``all layers together``.
+    """
+    if site == "merge":
+        return "all layers together"
     parts = site.removeprefix("site.").split(".")
     place = parts[0].removesuffix("_blocks").removesuffix("_block").replace("_", " ")
     numbers = ".".join([part for part in parts[1:] if part.isdigit()][:2])

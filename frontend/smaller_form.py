@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any
 
+from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from backend.errors import Invalid
 from backend.models import ConceptWeights
-from backend.schemas.compressions import CompressionReport
+from backend.schemas.compressions import CompressionReport, Similarity
 from backend.schemas.weights import Compression
-from backend.services import compressions
+from backend.services import comparisons, compressions
 from backend.storage import Storage
 from frontend.asking import text
+from frontend.schema_shapes import plain
 
 SHARES = {"fifth": (5, "A fifth"), "twentieth": (20, "A twentieth")}
 """Sizes as cards: by how much the file is divided, and in words."""
@@ -27,6 +29,7 @@ CRITERIA = {
 }
 """Ways to say it exactly: words behind the number, and what the number is multiplied by."""
 MOST_SITES = 40
+COMPARE = "compare"
 _ANY = Compression(criterion="bytes", value=1, precision="float16")
 
 
@@ -44,6 +47,8 @@ class SmallerForm:
 
     sizes: list[SizeCard]
     largest_rank: int
+    comparable: bool
+    """Whether judges could compare pictures from before and after."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,27 @@ class Point:
 
 
 @dataclass(frozen=True)
+class SimilarityView:
+    """What the judges saw before and after: a sentence, a row for each with size and both similarities, and what the
+    numbers rest on.
+    """
+
+    sentence: str
+    rows: list[tuple[str, int, str, str]]
+    basis: str
+
+
+@dataclass(frozen=True)
 class CutView:
     """What was kept of a version that was made smaller. ``error`` and ``one_rank`` are relative errors, 0..1."""
 
     report: CompressionReport
     said: str
     points: list[Point]
+    similarity: SimilarityView | None
 
 
-def form_of(storage: Storage, row: ConceptWeights) -> SmallerForm | None:
+def form_of(session: Session, storage: Storage, row: ConceptWeights) -> SmallerForm | None:
     """None where nothing of the version can be made smaller."""
     found = compressions.held(storage, row, _ANY)
     if found is None:
@@ -78,12 +95,15 @@ def form_of(storage: Storage, row: ConceptWeights) -> SmallerForm | None:
     return SmallerForm(
         [*sizes, SizeCard(WORD, "The word alone", found.least_bytes, "no layer of the model is changed")],
         found.largest_rank,
+        comparisons.judges(session, row, comparisons.concepts(session, row)) is not None,
     )
 
 
 def wanted(row: ConceptWeights, form: FormData) -> dict[str, Any]:
     """The request that the form means. Invalid for a number that is none."""
     body: dict[str, Any] = {"weights": row.id, "precision": text(form, "precision") or "float16"}
+    if ticked := text(form, COMPARE):
+        body["compare"] = ticked == "true"
     if (criterion := text(form, "criterion")) in CRITERIA:
         return body | {criterion: _amount(criterion, text(form, "amount"))}
     size = text(form, "size")
@@ -115,7 +135,26 @@ def cut_of(row: ConceptWeights) -> CutView | None:
     if told is None:
         return None
     report = CompressionReport.model_validate(told)
-    return CutView(report, _said(report), _points(report))
+    seen = _similarity(report, report.similarity, len(row.manifest["tokens"])) if report.similarity else None
+    return CutView(report, _said(report), _points(report), seen)
+
+
+def _similarity(report: CompressionReport, found: Similarity, concepts: int) -> SimilarityView:
+    before, after = found.before, found.after
+    sizes = {"Before": (before, report.bytes_before), "After": (after, report.bytes_after)}
+    return SimilarityView(
+        sentence=f"Drawn at scale {plain(after.scale)}, subject similarity went from "
+        f"{before.subject_similarity:.2f} to {after.subject_similarity:.2f} and prompt similarity from "
+        f"{before.prompt_similarity:.2f} to {after.prompt_similarity:.2f}.",
+        rows=[
+            (name, size, f"{each.subject_similarity:.2f}", f"{each.prompt_similarity:.2f}")
+            for name, (each, size) in sizes.items()
+        ],
+        basis=f"The same {len(found.image_seeds)} pictures of each of {len(found.prompts)} prompts"
+        f"{', means over the concepts' if concepts > 1 else ''}; judged by {found.judges.name}. "
+        f"{'Before: as its calibration saw it. ' if found.known_before else ''}"
+        "So few pictures say nothing of differences of a few hundredths.",
+    )
 
 
 def _said(report: CompressionReport) -> str:

@@ -102,7 +102,7 @@ def _version(session: Session, storage: Storage, owner: str, weights_id: str) ->
         others=[],
         merged=shown.manifest.merge is not None,
         cut=smaller_form.cut_of(row),
-        smaller=smaller_form.form_of(storage, row),
+        smaller=smaller_form.form_of(session, storage, row),
         calibration=calibration_view.of_weights(row),
         evaluation=None,
         measuring=None,

@@ -15,12 +15,12 @@ from PIL import Image
 
 from backend.failpoints import fp
 from backend.schemas.bases import BaseDescription, JudgesDescription
-from backend.schemas.compressions import CompressSpec
+from backend.schemas.compressions import CompressSpec, Similarity
 from backend.schemas.evaluations import EvaluateSpec
 from backend.schemas.executor import Checkpointed, Preview, Ready, RunJob, Succeeded
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.methods import CARDS
-from backend.schemas.trainings import TrainSpec
+from backend.schemas.trainings import PinnedConcept, TrainSpec
 from worker import device, prior_library
 from worker.bases import keep_description, kept_description
 from worker.counted_run import CountedRun
@@ -30,9 +30,10 @@ from worker.executor import Ended, JobFailed, JobStopped
 from worker.made_weights import made
 from worker.merging import merge_weights
 from worker.ml.calibration import calibrated, parts_of
+from worker.ml.comparison import LOOKS, compared
 from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.errors import BaseUnusable, InputInvalid, JudgesUnusable, MLError
+from worker.ml.errors import BaseUnusable, InputInvalid, JudgesUnusable, MLError, PromptTooLong
 from worker.ml.evaluation.panel import Panel, describe_panel, load_panel
 from worker.ml.families import DiffusionModel, describe_base
 from worker.ml.methods import METHODS, ConceptExamples
@@ -216,15 +217,7 @@ class Workshop:
         method = METHODS.get(spec.method)
         if method is None:
             raise JobFailed("method_unsupported", f"The method {spec.method} is not known to this worker.")
-        concepts = [
-            ConceptExamples(
-                concept.token,
-                concept.class_noun,
-                concept.kind,
-                [Path(job.inputs[photo.storage_key]) for photo in concept.photos],
-            )
-            for concept in spec.concepts
-        ]
+        concepts = _examples(job, spec.concepts)
         run.clock.ended("loading")
         reporter.progress("preparing", 0, 0)
         prior_dir = Path(job.cache) / "prior"
@@ -291,14 +284,45 @@ class Workshop:
         spec = CompressSpec.model_validate(job.spec)
         [parent] = spec.weights
         weights = ConceptWeights.load(Path(job.inputs[parent.file.storage_key]))
-        smaller = compress(weights, spec.compression, parent.file.id, PipeRun(job, reporter))
         model = self._models.get(Path(job.base_folder))
+        run = PipeRun(job, reporter)
+        smaller = compress(model, weights, spec.compression, parent.file.id, run)
+        seen = self._compared(job, spec, weights, smaller.weights, model=model, run=run)
         reporter.progress("saving", 1, 1)
-        report = {
-            "steps": weights.manifest.steps,
-            "compression": smaller.report.model_dump(mode="json"),
-        }
+        told = smaller.report.model_copy(update={"similarity": seen})
+        report = {"steps": weights.manifest.steps, "compression": told.model_dump(mode="json")}
         return made(model, smaller.weights, reporter, report)
+
+    def _compared(
+        self,
+        job: RunJob,
+        spec: CompressSpec,
+        before: ConceptWeights,
+        after: ConceptWeights,
+        *,
+        model: DiffusionModel,
+        run: PipeRun,
+    ) -> Similarity | None:
+        """What the judges see of both. The smaller weights are never lost to it: a note says why nobody compared."""
+        if spec.judges is None:
+            return None
+        concepts = _examples(job, spec.concepts)
+        drawn = CountedRun(run, parts_of(len(concepts), LOOKS), unit="comparison")
+        try:
+            panel = self._panel(Path(job.base_folder), spec.judges)
+            return compared(
+                model,
+                panel,
+                spec.judges,
+                before=before,
+                after=after,
+                concepts=concepts,
+                known=spec.known,
+                run=drawn,
+            )
+        except (JudgesUnusable, InputInvalid, PromptTooLong) as unable:
+            run.note("not_compared", f"Nobody compared pictures from before and after. {unable}")
+            return None
 
     def _merge(self, job: RunJob, reporter: Reporter) -> Succeeded:
         model = self._models.get(Path(job.base_folder))
@@ -324,6 +348,19 @@ class Workshop:
             report=report.model_dump(mode="json"),
             peak_memory_bytes=device.peak_bytes(),
         )
+
+
+def _examples(job: RunJob, concepts: Sequence[PinnedConcept]) -> list[ConceptExamples]:
+    """The concepts with their photos as files here."""
+    return [
+        ConceptExamples(
+            each.token,
+            each.class_noun,
+            each.kind,
+            [Path(job.inputs[photo.storage_key]) for photo in each.photos],
+        )
+        for each in concepts
+    ]
 
 
 def handlers() -> Workshop:

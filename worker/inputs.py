@@ -31,7 +31,9 @@ def _of_generation(spec: dict[str, Any]) -> list[PinnedFile]:
 
 
 def _of_compression(spec: dict[str, Any]) -> list[PinnedFile]:
-    return [weights.file for weights in CompressSpec.model_validate(spec).weights]
+    pinned = CompressSpec.model_validate(spec)
+    photos = [photo for concept in pinned.concepts for photo in concept.photos]
+    return [*(weights.file for weights in pinned.weights), *photos]
 
 
 def _of_merge(spec: dict[str, Any]) -> list[PinnedFile]:
@@ -54,7 +56,7 @@ PINNED: dict[str, Callable[[dict[str, Any]], list[PinnedFile]]] = {
 _WORDS = {
     "train": "Photo",
     "generate": "Weights or photo",
-    "compress": "Weights",
+    "compress": "Weights or photo",
     "merge": "Weights",
     "evaluate": "Weights or photo",
 }

@@ -23,6 +23,7 @@ PHASES = {
     "images": "drawing",
     "calibration": "calibrating",
     "compress": "compressing",
+    "comparison": "comparing",
     "merge": "merging",
 }
 """What a unit of work of the science is called on a page; everything else is training."""

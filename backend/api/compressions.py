@@ -32,7 +32,12 @@ def start_compression(
     studio: Studied,
     response: Response,
 ) -> Job:
-    """Make weights smaller; the job's result is ``{weights: id}``. Their ``report.compression`` says what was kept."""
+    """Make weights smaller; the job's result is ``{weights: id}``. Their ``report.compression`` says what was kept, and
+    its ``similarity`` what the judges make of pictures drawn before and after.
+    """
     studio.storage.require_space()
-    row = compressions.start(session, studio.storage, owner, body, studio.settings.max_queued_jobs)
+    settings = studio.settings
+    row = compressions.start(
+        session, studio.storage, owner, body, settings.max_queued_jobs, compare=settings.calibrate
+    )
     return accepted(session, response, row)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from backend.schemas.bases import JudgesDescription
+from backend.schemas.calibration import Calibration, CalibrationPoint
 from backend.schemas.generations import PinnedWeights
 from backend.schemas.strict import Id, Strict
 from backend.schemas.trainings import PinnedConcept
@@ -35,10 +37,15 @@ class CompressionCreate(Strict):
     )
     token_only: bool = Field(default=False, description="keep the words and no change of the model")
     precision: Precision = Field(default="float16", description="of what is stored")
+    compare: bool | None = Field(
+        default=None,
+        description="draw a few pictures with the weights before and after and have the judges compare them, where the "
+        "base model has judges and the concepts have photos; None: as this studio is set",
+    )
 
 
 class CompressSpec(Strict):
-    """Spec of a ``compress`` job. ``weights`` holds one."""
+    """Spec of a ``compress`` job. ``weights`` holds one; ``concepts`` have photos where there are judges."""
 
     spec_version: Literal[1] = 1
     weights: Annotated[list[PinnedWeights], Field(min_length=1, max_length=1)]
@@ -46,6 +53,12 @@ class CompressSpec(Strict):
     compression: Compression
     base: str
     base_hash: str
+    judges: JudgesDescription | None = Field(
+        default=None, description="who compares pictures from before and after; None: nobody"
+    )
+    known: Calibration | None = Field(
+        default=None, description="what the same judges saw of the weights before, with the same photos"
+    )
 
 
 class SiteCompression(Strict):
@@ -70,6 +83,19 @@ class SizeAndError(Strict):
     relative_error: float
 
 
+class Similarity(Strict):
+    """What the judges saw with the weights before and after, of the same prompts and seeds at the same scale; means
+    over the concepts, on the scales of an evaluation.
+    """
+
+    before: CalibrationPoint
+    after: CalibrationPoint
+    known_before: bool = Field(description="`before` is from the calibration of the weights, not drawn again")
+    prompts: list[str]
+    image_seeds: list[int]
+    judges: JudgesDescription
+
+
 class CompressionReport(Strict):
     """``report.compression`` of weights that were made smaller."""
 
@@ -87,4 +113,7 @@ class CompressionReport(Strict):
     )
     curve: list[SizeAndError] = Field(
         default_factory=list, description="how large a file keeps how much, by other budgets"
+    )
+    similarity: Similarity | None = Field(
+        default=None, description="subject and prompt similarity before and after; null where nobody compared"
     )

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import Invalid
-from backend.models import Concept, ConceptWeights, Job, WeightsConcept
+from backend.models import ConceptWeights, Job
 from backend.schemas.compressions import CompressionCreate, CompressSpec
+from backend.schemas.methods import CARDS
 from backend.schemas.problems import FieldError
-from backend.schemas.trainings import PinnedConcept
 from backend.schemas.weights import Compression, Criterion, WeightsManifest
 from backend.schemas.weights_layout import least_bytes
-from backend.services import generations, jobs, owned
+from backend.services import comparisons, generations, jobs, owned
 from backend.storage import Storage
 
 QUEUE = "cpu"
+QUEUE_OF_DRAWING = "train_any"
+"""Where pictures are compared afterwards."""
 FIELDS: dict[str, Criterion] = {
     "rank": "rank", "nuclear": "nuclear", "energy": "energy", "max_bytes": "bytes", "token_only": "token-only",
 }  # fmt: skip
@@ -36,15 +38,23 @@ class Held:
 
 
 def start(
-    session: Session, storage: Storage, owner_id: str, body: CompressionCreate, max_queued_jobs: int = 200
+    session: Session,
+    storage: Storage,
+    owner_id: str,
+    body: CompressionCreate,
+    max_queued_jobs: int = 200,
+    *,
+    compare: bool = False,
 ) -> Job:
-    """Pin everything the result depends on and enqueue it. NotFound for foreign weights, Invalid otherwise."""
-    spec = pin(session, storage, owner_id, body)
+    """Pin everything the result depends on and enqueue it; ``compare`` where the request does not say. NotFound for
+    foreign weights, Invalid otherwise.
+    """
+    spec = pin(session, storage, owner_id, body, compare=compare)
     return jobs.enqueue(
         session,
         owner_id=owner_id,
         kind="compress",
-        queue=QUEUE,
+        queue=QUEUE_OF_DRAWING if spec.judges else QUEUE,
         request=body.model_dump(mode="json"),
         spec=spec,
         base=spec.base,
@@ -53,42 +63,33 @@ def start(
     )
 
 
-def pin(session: Session, storage: Storage, owner_id: str, body: CompressionCreate) -> CompressSpec:
+def pin(
+    session: Session, storage: Storage, owner_id: str, body: CompressionCreate, *, compare: bool = False
+) -> CompressSpec:
     """The spec of a request."""
     wanted = _wanted(body)
     row = owned.get(session, ConceptWeights, owner_id, body.weights)
-    _check(held(storage, row, wanted), wanted)
-    links = session.execute(
-        select(WeightsConcept.token, Concept)
-        .join(Concept, Concept.id == WeightsConcept.concept_id)
-        .where(WeightsConcept.weights_id == row.id, Concept.deleted_at.is_(None))
-        .order_by(WeightsConcept.token)
-    )
+    _check(row, held(storage, row, wanted), wanted)
+    taught = comparisons.concepts(session, row)
+    judges = None
+    if compare if body.compare is None else body.compare:
+        judges = comparisons.judges(session, row, taught)
     return CompressSpec(
         weights=[generations.pinned(session, row, 1.0)],
-        concepts=[
-            PinnedConcept.model_validate(
-                {
-                    "id": each.id,
-                    "token": token,
-                    "class_noun": each.class_noun,
-                    "kind": each.kind,
-                    "photos": [],
-                }
-            )
-            for token, each in links
-        ],
+        concepts=taught if judges else [each.model_copy(update={"photos": []}) for each in taught],
         compression=wanted,
         base=row.base,
         base_hash=row.base_hash,
+        judges=judges,
+        known=comparisons.known(session, row, judges, taught) if judges else None,
     )
 
 
 def held(storage: Storage, row: ConceptWeights, wanted: Compression) -> Held | None:
     """What the stored file says of itself; None where nothing of it can be made smaller."""
     shapes = _shapes(storage, row)
-    ranks = [_rank(name, shape) for name, (_, shape) in shapes.items()]
-    if not any(ranks):
+    ranks = [_rank(parts) for parts in _by_site(shapes).values()]
+    if _small_already(row) or not any(ranks):
         return None
     manifest = WeightsManifest.model_validate(row.manifest).model_copy(
         update={"compression": wanted, "parents": [row.id]}
@@ -110,12 +111,17 @@ def _wanted(body: CompressionCreate) -> Compression:
     return Compression(criterion=FIELDS[name], value=value, precision=body.precision)
 
 
-def _check(found: Held | None, wanted: Compression) -> None:
+def _small_already(row: ConceptWeights) -> str:
+    """Why weights of this method cannot be made smaller; empty where they can. Merges make changes that can."""
+    card = CARDS.get(row.method)
+    return card.small_already if card is not None else ""
+
+
+def _check(row: ConceptWeights, found: Held | None, wanted: Compression) -> None:
     if found is None:
+        why = _small_already(row) or "These weights hold words alone."
         raise Invalid.at(
-            "/weights",
-            "Nothing of these weights can be made smaller: they hold words alone, or changes that are small already.",
-            code="nothing-to-compress",
+            "/weights", f"Nothing of these weights can be made smaller. {why}", code="nothing-to-compress"
         )
     if wanted.criterion == "rank" and wanted.value > found.largest_rank:
         raise Invalid.at(
@@ -145,15 +151,32 @@ def _shapes(storage: Storage, row: ConceptWeights) -> dict[str, tuple[str, list[
         return {}
 
 
-def _rank(name: str, shape: list[int]) -> int:
-    """The highest rank of the change that a tensor holds: the smaller side of a matrix, the rank of its factors."""
-    if name.startswith("token."):
-        return 0
-    if name.endswith(".down"):
-        return shape[0]
-    if not name.endswith(".delta") or len(shape) < 2:
-        return 0
-    columns = 1
-    for side in shape[1:]:
-        columns *= side
-    return min(shape[0], columns)
+def _by_site(shapes: dict[str, tuple[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+    """{site: {part: shape}} of everything but the words."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, (_, shape) in shapes.items():
+        site, _, part = name.rpartition(".")
+        if not site.startswith("token."):
+            found.setdefault(site, {})[part] = shape
+    return found
+
+
+def _rank(parts: dict[str, list[int]]) -> int:
+    """The highest rank that a site can be cut to: the rank of its factors or of the rows that a merge shares, else the
+    smaller side of the matrix that its parts make (`worker.ml.compression.held`).
+    """
+    sides = [0]
+    match parts:
+        case {"delta": [rows, *columns]} if columns:
+            sides = [rows, prod(columns)]
+        case {"magnitude": [rows], "down": [_, *columns]}:
+            sides = [rows, prod(columns)]
+        case {"down": [rank, *_]} | {"rows": [rank, _]}:
+            sides = [rank]
+        case {"first_up": [rows, _], "first_down": [_, across]}:
+            sides = [rows, across]
+        case {"first": [above, left], "second": [rows, across]}:
+            sides = [above * rows, left * across]
+        case {"first": [above, left], "second_up": [rows, _], "second_down": [_, across]}:
+            sides = [above * rows, left * across]
+    return min(sides)

@@ -183,10 +183,7 @@ def _concepts(session: Session, owner_id: str, ids: Iterable[str]) -> list[Pinne
                     "token": row.token,
                     "class_noun": row.class_noun,
                     "kind": row.kind,
-                    "photos": [
-                        PinnedFile(id=one.id, storage_key=one.storage_key, sha256=one.sha256)
-                        for one in pictures
-                    ],
+                    "photos": photos.pinned(pictures),
                 }
             )
         )

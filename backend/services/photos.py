@@ -14,6 +14,7 @@ from backend.errors import Conflict, NotFound
 from backend.models import Concept, Photo
 from backend.schemas import concepts as schemas
 from backend.schemas.concepts import PhotoPatch
+from backend.schemas.trainings import PinnedFile
 from backend.services import dependants, owned
 from backend.storage import Storage, Stored
 from backend.uploads import Darkroom, PreparedPhoto, near
@@ -176,6 +177,11 @@ def get(session: Session, owner_id: str, concept_id: str, photo_id: str) -> Phot
 def of_concept(session: Session, concept_id: str) -> list[Photo]:
     """Its photos in the order they came."""
     return list(session.scalars(select(Photo).where(Photo.concept_id == concept_id).order_by(Photo.id)))
+
+
+def pinned(rows: Sequence[Photo]) -> list[PinnedFile]:
+    """As a worker gets them."""
+    return [PinnedFile(id=row.id, storage_key=row.storage_key, sha256=row.sha256) for row in rows]
 
 
 def count(session: Session, concept_id: str) -> int:

@@ -12,7 +12,7 @@ from backend.models import Concept
 from backend.schemas.bases import BaseModelInfo
 from backend.schemas.generations import GenerationCreate
 from backend.schemas.presence import PresenceCheck
-from backend.schemas.trainings import PinnedConcept, PinnedFile
+from backend.schemas.trainings import PinnedConcept
 from backend.services import photos
 
 MIN_PHOTOS = 2
@@ -79,5 +79,5 @@ def _concept(session: Session, row: Concept) -> PinnedConcept:
         token=row.token,
         class_noun=row.class_noun,
         kind="subject",
-        photos=[PinnedFile(id=one.id, storage_key=one.storage_key, sha256=one.sha256) for one in pictures],
+        photos=photos.pinned(pictures),
     )

@@ -15,7 +15,6 @@ from backend.schemas.methods import CARDS
 from backend.schemas.methods.card import MethodCard
 from backend.schemas.trainings import (
     PinnedConcept,
-    PinnedFile,
     TrainingCreate,
     TrainingForecast,
     TrainSpec,
@@ -122,9 +121,7 @@ def _pinned(session: Session, row: Concept, card: MethodCard, index: int) -> Pin
             "token": row.token,
             "class_noun": row.class_noun,
             "kind": row.kind,
-            "photos": [
-                PinnedFile(id=photo.id, storage_key=photo.storage_key, sha256=photo.sha256) for photo in found
-            ],
+            "photos": photos.pinned(found),
         }
     )
 

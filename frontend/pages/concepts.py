@@ -79,6 +79,7 @@ def concept_page(
             smaller=smaller,
             criteria=smaller_form.CRITERIA,
             most_sites=smaller_form.MOST_SITES,
+            compares=studio.settings.calibrate,
             errors=errors or {},
             **training_form.view(
                 session,

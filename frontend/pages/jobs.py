@@ -90,7 +90,8 @@ _TOLD: dict[str, Callable[[Any], tuple[str, str]]] = {
     "layout": lambda value: ("Boxes", str(len(value["regions"])) if value else ""),
     "check": lambda value: ("Looks for", _tokens(value["concepts"]) if value else "nobody"),
     "calibration": lambda value: ("Scale found by", str(value["name"]) if value else "nobody: it is 1"),
-    "judges": lambda value: ("Judges", str(value["name"])),
+    "judges": lambda value: ("Judges", str(value["name"]) if value else "nobody"),
+    "known": lambda value: ("Similarity before", "as its calibration found it" if value else ""),
 }
 """Parts of specs that are more than a number or a text: title and words, no words for what need not be said."""
 

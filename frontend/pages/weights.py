@@ -56,7 +56,10 @@ def make_smaller(
         body = valid(CompressionCreate, smaller_form.wanted(row, form))
         studio.storage.require_space()
         with studio.writing() as session:
-            job = compressions.start(session, studio.storage, owner, body, studio.settings.max_queued_jobs)
+            settings = studio.settings
+            job = compressions.start(
+                session, studio.storage, owner, body, settings.max_queued_jobs, compare=settings.calibrate
+            )
     except AppError as error:
         said = beside_fields(error, {f"{name}": "amount" for name in smaller_form.CRITERIA})
         given = {name: text(form, name) for name in form}

@@ -36,6 +36,13 @@ def test_the_scale_that_was_found_is_what_a_prompt_gets(tmp_path: Path) -> None:
         plain = finished(client, client.post("/generations", json=asked).raise_for_status().json())
         image = client.get(f"/images/{plain['result']['images'][0]}").raise_for_status().json()
         assert [used["scale"] for used in image["recipe"]["weights"]] == [told["scale"]]
+        smaller = {"weights": weights["id"], "max_bytes": weights["size_bytes"] // 5}
+        cut = finished(client, client.post("/compressions", json=smaller).raise_for_status().json())
+        small = client.get(f"/weights/{cut['result']['weights']}").raise_for_status().json()
+        similarity = small["report"]["compression"]["similarity"]
+        assert small["manifest"]["scale"] == told["scale"] == similarity["after"]["scale"]
+        assert (similarity["known_before"], similarity["before"] in told["points"]) == (True, True)
+        assert similarity["after"]["subject_similarity"] != similarity["before"]["subject_similarity"]
         own = {**asked, "weights": [{"id": weights["id"], "scale": 0.3}]}
         stated = finished(client, client.post("/generations", json=own).raise_for_status().json())
         image = client.get(f"/images/{stated['result']['images'][0]}").raise_for_status().json()

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import load, save
 
-from backend.schemas.compressions import CompressionCreate
-from backend.schemas.weights import Criterion
+from backend import migrate
+from backend.main import create_app
+from backend.models import Job
+from backend.schemas.calibration import Calibration, CalibrationPoint
+from backend.schemas.compressions import CompressionCreate, CompressSpec
+from backend.schemas.methods import CARDS
+from backend.schemas.weights import Criterion, TaughtToken
 from backend.services import compressions
-from tests.backend.conftest import Api, on_both_databases
+from backend.settings import Settings
+from tests.backend.conftest import ORIGIN, Api, on_both_databases
 from tests.backend.native_weights import manifest, native, smaller, tensors
-from tests.backend.workshop import Workshop
+from tests.backend.pictures import photo
+from tests.backend.workshop import JUDGES, TEXT_SITES, TOKEN_WIDTH, Workshop, base
 
 COMPRESS = "/api/v1/compressions"
 
@@ -167,3 +176,116 @@ def test_smaller_weights_that_are_not_right_are_refused(client: TestClient, work
     refused(lambda held: held.update({f"{site}.scale": held[f"{site}.scale"][:1]}))
     refused(lambda held: held.update({f"{site}.delta": held[f"{site}.up"].astype("float32")}))
     refused(lambda held: held.update({"token.mia.start": held["token.mia.start"].astype("int8")}))
+
+
+SITES = list(TEXT_SITES)
+PARTS: list[tuple[str, dict[str, list[int]], int]] = [
+    ("lora", {"down": [2, 6], "up": [4, 2], "alpha": []}, 2),
+    ("lora", {"down": [2, 6], "up": [4, 2], "alpha": [], "magnitude": [4]}, 4),
+    ("loha", {"first_down": [1, 6], "first_up": [4, 1], "second_down": [1, 6], "second_up": [4, 1], "alpha": []}, 4),
+    ("lokr", {"first": [2, 2], "second": [2, 3]}, 4),
+    ("lokr", {"first": [2, 2], "second_up": [2, 1], "second_down": [1, 3], "alpha": []}, 4),
+    ("linear", {"delta": [4, 6], "bias_delta": [4]}, 4),
+    ("closed-form", {"values": [4, 3]}, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "parts", "most"), PARTS)
+def test_whatever_holds_a_change_can_be_made_smaller_up_to_its_rank(
+    client: TestClient, api: Api, workshop: Workshop, method: str, parts: dict[str, list[int]], most: int
+) -> None:
+    held = {
+        f"site.{site}.{part}": np.ones(shape, "float32") for site in SITES for part, shape in parts.items()
+    }
+    if method == "closed-form":
+        held["merge.rows"] = np.ones((3, TOKEN_WIDTH), "float32")
+    api.train(api.concept("Stark", photos=3)["id"])
+    old = workshop.train(content=bytes(save(held)), method=method)
+    assert client.post(COMPRESS, json={"weights": old, "rank": most + 1}).json()["limit"] == most
+    assert client.post(COMPRESS, json={"weights": old, "rank": most}).status_code == 202
+
+
+@pytest.mark.parametrize("method", [name for name, card in CARDS.items() if card.small_already])
+def test_what_is_small_already_says_so(client: TestClient, api: Api, workshop: Workshop, method: str) -> None:
+    held = {f"site.{SITES[0]}.shift": np.ones(4, "float32")}
+    api.train(api.concept("Stark", photos=3)["id"])
+    old = workshop.train(content=bytes(save(held)), method=method)
+    problem = client.post(COMPRESS, json={"weights": old, "energy": 0.5}).json()
+    assert problem["code"] == "nothing-to-compress"
+    assert problem["detail"].endswith(CARDS[method].small_already)
+
+
+def learned(api: Api, workshop: Workshop, **concept: Any) -> tuple[str, str]:
+    """A concept with three photos, and weights of it that were calibrated to 0.65."""
+    stark = api.concept("Stark", photos=3, **concept)["id"]
+    api.train(stark)
+    found = Calibration(
+        scale=0.65, points=[CalibrationPoint(scale=0.65, subject_similarity=0.8, prompt_similarity=0.9)],
+        prompts=["a", "b"], image_seeds=[1], judges=JUDGES,
+    )  # fmt: skip
+    return stark, workshop.train(
+        content=native(), scale=0.65, report={"calibration": found.model_dump(mode="json")}
+    )
+
+
+def pinned(client: TestClient, workshop: Workshop, weights: str, **more: Any) -> Job:
+    answer = client.post(COMPRESS, json={"weights": weights, "rank": 1, **more})
+    assert answer.status_code == 202, answer.text
+    return workshop.job(answer.json()["id"])
+
+
+def test_pictures_are_compared_by_the_judges_with_what_calibration_knows(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    _, weights = learned(api, workshop)
+    job = pinned(client, workshop, weights)
+    spec = CompressSpec.model_validate(job.spec)
+    assert (spec.judges, job.queue) == (JUDGES, "train_any")
+    assert [len(each.photos) for each in spec.concepts] == [3]
+    assert spec.known is not None
+    assert spec.known.points[0].subject_similarity == 0.8
+    made = client.get(f"/api/v1/weights/{workshop.compress()}").json()
+    assert made["manifest"]["scale"] == 0.65
+    assert made["report"]["compression"]["similarity"]["after"]["subject_similarity"] == 0.79
+    again = pinned(client, workshop, made["id"])
+    assert (again.spec["known"], again.spec["judges"]["name"]) == (None, JUDGES.name)
+
+
+def test_calibration_knows_nothing_once_photos_are_others(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    stark, weights = learned(api, workshop)
+    api.photos(stark, photo(9))
+    job = pinned(client, workshop, weights)
+    assert (job.spec["known"], len(job.spec["concepts"][0]["photos"])) == (None, 4)
+
+
+def test_nobody_compares_where_nobody_is_asked_or_nobody_could(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    stark, weights = learned(api, workshop)
+    imported = brought(client)["id"]
+    wordless = TaughtToken(token="stark", class_noun="dog", kind="subject", vectors=0)
+    api.train(stark)
+    named = workshop.train(content=native(), tokens=[wordless])
+    for job in (
+        pinned(client, workshop, weights, compare=False),
+        pinned(client, workshop, imported),
+        pinned(client, workshop, named, compare=True),
+    ):
+        assert (job.spec["judges"], job.spec["known"], job.queue) == (None, None, "cpu")
+        assert [each["photos"] for each in job.spec["concepts"]] == [[]]
+    workshop.open(base(judges=None))
+    assert pinned(client, workshop, weights, compare=True).spec["judges"] is None
+
+
+def test_a_studio_that_does_not_calibrate_compares_where_it_is_asked(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, low_water_bytes=0, log_json=True, calibrate=False)
+    migrate.upgrade(settings)
+    app = create_app(settings)
+    with TestClient(app, base_url=ORIGIN) as client:
+        shop, own = Workshop(app.state.studio), Api(client)
+        shop.open()
+        _, weights = learned(own, shop)
+        assert pinned(client, shop, weights).spec["judges"] is None
+        assert pinned(client, shop, weights, compare=True).spec["judges"]["name"] == JUDGES.name

@@ -14,7 +14,14 @@ from tokenizers.trainers import BpeTrainer
 
 from backend.models import ConceptWeights, Job
 from backend.schemas.bases import BaseDescription, JudgesDescription, SamplingDefaults
-from backend.schemas.compressions import CompressionReport, CompressSpec, SiteCompression, SizeAndError
+from backend.schemas.calibration import CalibrationPoint
+from backend.schemas.compressions import (
+    CompressionReport,
+    CompressSpec,
+    Similarity,
+    SiteCompression,
+    SizeAndError,
+)
 from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationReport, Measure
 from backend.schemas.executor import Unit
 from backend.schemas.generations import GenerateSpec
@@ -81,6 +88,17 @@ def merge_report(spec: MergeSpec, **changes: Any) -> MergeReport:
     return MergeReport.model_validate(told | changes)
 
 
+def similarity(spec: CompressSpec) -> Similarity:
+    """What the judges of a compression would say: a little was lost."""
+    assert spec.judges is not None
+    at = spec.known.scale if spec.known else 1.0
+    return Similarity(
+        before=CalibrationPoint(scale=at, subject_similarity=0.82, prompt_similarity=0.95),
+        after=CalibrationPoint(scale=at, subject_similarity=0.79, prompt_similarity=0.97),
+        known_before=spec.known is not None, prompts=["a", "b", "c", "d"], image_seeds=[11, 12], judges=spec.judges,
+    )  # fmt: skip
+
+
 @dataclass
 class Workshop:
     """One supervisor that the test steers by hand."""
@@ -108,8 +126,16 @@ class Workshop:
         assert job is not None
         return job
 
-    def train(self, *, report: dict[str, Any] | None = None, **manifest_changes: Any) -> str:
-        """Claim a training and publish its weights; their id. ``manifest_changes`` are other fields of the manifest."""
+    def train(
+        self,
+        *,
+        report: dict[str, Any] | None = None,
+        content: bytes = b"not really safetensors",
+        **manifest_changes: Any,
+    ) -> str:
+        """Claim a training and publish its weights; their id. ``content`` is the file, ``manifest_changes`` are other
+        fields of the manifest.
+        """
         job = self.claim()
         unit = Unit(job=job.id, fence=job.fence)
         pinned = [PinnedConcept.model_validate(each) for each in job.spec["concepts"]]
@@ -119,7 +145,7 @@ class Workshop:
             tokens=[TaughtToken(token=each.token, class_noun=each.class_noun, kind=each.kind) for each in pinned],
         ).model_copy(update=manifest_changes)  # fmt: skip
         preview = self.studio.storage.put(encoded(scene(1), "WEBP"))
-        weights = self.studio.storage.put(b"not really safetensors")
+        weights = self.studio.storage.put(content)
         with self.studio.writing() as session:
             assert publishing.publish_preview(session, unit, preview, step=0, index=0, prompt="a dog")
         with self.studio.writing() as session:
@@ -167,6 +193,7 @@ class Workshop:
                                    bytes=240, discarded_energy=0.01, relative_error=0.1)],
             one_rank=SizeAndError(bytes=290_000, relative_error=0.2),
             curve=[SizeAndError(bytes=5000, relative_error=1.0), SizeAndError(bytes=900_000, relative_error=0.02)],
+            similarity=similarity(spec) if spec.judges else None,
         )  # fmt: skip
         file = self.studio.storage.put(self.studio.storage.path(parent.file.storage_key).read_bytes())
         with self.studio.writing() as session:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from backend.schemas.merges import MERGE_CARDS
+from backend.schemas.methods import CARDS
+from backend.schemas.weights import Compression
 from tests.ml.merging import made, taught
 from tests.ml.teaching import everything, same
+from worker.ml.compression import compress
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit, TokenRows, text_kv
-from worker.ml.errors import WeightsInvalid
+from worker.ml.errors import InputInvalid, WeightsInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import installed
 from worker.ml.merges import MERGES, Merged, MergeInput
@@ -180,3 +183,46 @@ def test_another_base_is_refused(case: Case, v_model: DiffusionModel) -> None:
 def test_a_cancel_acts(case: Case) -> None:
     with pytest.raises(Cancelled):
         case.merged(*case.inputs, run=InProcessRun(request="cancel"))
+
+
+def test_made_smaller_they_are_still_that_merge(case: Case, tmp_path: Path) -> None:
+    """Cut by nothing they predict the same; cut further they are off by more, the smaller the file; a file that has
+    nothing to cut is refused in words.
+    """
+    weights, run = case.result.weights, InProcessRun()
+
+    def cut(criterion: Any, value: float, precision: Any, of: ConceptWeights = weights) -> ConceptWeights:
+        wanted = Compression(criterion=criterion, value=value, precision=precision)
+        found = compress(case.model, of, wanted, "merged", run)
+        file = tmp_path / f"{criterion}-{value}-{precision}-{len(list(tmp_path.iterdir()))}"
+        found.weights.save(file)
+        assert found.report.bytes_after == file.stat().st_size
+        return ConceptWeights.load(file)
+
+    if (card := CARDS.get(weights.manifest.method)) is not None and card.small_already:
+        with pytest.raises(InputInvalid, match=card.small_already):
+            cut("rank", 1, "float32")
+        return
+    same_change = cut("energy", 1.0, "float32")
+    assert (same_change.manifest.merge, same_change.manifest.parents) == (case.name, ["merged"])
+    for text in TEXTS:
+        torch.testing.assert_close(
+            case.predicted(text, same_change), case.predicted(text, weights), atol=1e-5, rtol=1e-4
+        )
+    whole = reader_of(weights).deltas(case.model, weights)
+
+    def off(other: ConceptWeights) -> float:
+        found = reader_of(other).deltas(case.model, other)
+        return sum(float((found[name] - whole[name]).norm()) for name in found) / sum(
+            float(each.norm()) for each in whole.values()
+        )
+
+    most, few = cut("rank", 4, "int8"), cut("rank", 2, "int8")
+    assert len(few.to_bytes()) < len(most.to_bytes()) < len(weights.to_bytes())
+    assert 0 < off(most) < off(few) < 1
+    assert off(cut("rank", 2, "float32")) == pytest.approx(off(few), abs=0.01)
+    again = cut("rank", 2, "int8", most)
+    assert off(again) == pytest.approx(off(few), abs=0.02)
+    budget = len(few.to_bytes())
+    assert len(cut("bytes", budget, "float16").to_bytes()) <= budget
+    assert not any(name for name in cut("token-only", 0, "float16").tensors if not name.startswith("token."))

@@ -100,6 +100,8 @@ def test_a_strength_left_empty_is_all_that_was_learned(
     stark, mia = two
     api.train(stark["id"])
     calibrated = workshop.train(scale=0.65)
+    page = read(client.get(f"/merge?c={stark['id']}&c={mia['id']}").text)
+    assert "Custom Diffusion, drawn at scale 0.65 when alone, just now" in page.words
     spec = workshop.job(merge(client, two).rpartition("/")[2]).spec
     scales = {each["file"]["id"]: each["scale"] for each in spec["weights"]}
     assert scales == {calibrated: 1.0, mia["taught"]: 1.0}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
+from frontend import phrases
 from tests.backend.native_weights import native
 from tests.backend.workshop import Workshop
 from tests.frontend.conftest import Api
 from tests.frontend.markup import read
+from tests.frontend.test_calibration import calibration
 
 
 @pytest.fixture
@@ -96,3 +98,59 @@ def test_foreign_and_malformed_versions_are_missing(client: TestClient, version:
     for wrong in ("019a0000-0000-7000-8000-000000000000", "x"):
         address = f"{version[0]}/weights/{wrong}/smaller"
         assert client.post(address, data={"size": "word"}).status_code == 404
+
+
+@pytest.fixture
+def calibrated(client: TestClient, api: Api, workshop: Workshop) -> tuple[str, str]:
+    """As ``version``, learned here from photos, at scale 0.65."""
+    concept = api.concept("Stark", photos=3)["id"]
+    api.train(concept)
+    workshop.train(content=native(), scale=0.65, report=calibration())
+    page = read(client.get(f"/concepts/{concept}").text)
+    [address] = [one for one in page.addresses if "/smaller" in one]
+    return f"/concepts/{concept}", address
+
+
+def test_what_became_of_the_similarities_is_told_and_put_in_a_table(
+    client: TestClient, workshop: Workshop, calibrated: tuple[str, str]
+) -> None:
+    concept, address = calibrated
+    answer = client.post(address, data={"size": "word", "compare": ["false", "true"]}, follow_redirects=False)
+    job = answer.headers["location"]
+    shown = read(client.get(job).text).words
+    assert "Judges two judges" in shown
+    assert "Similarity before as its calibration found it" in shown
+    workshop.compress()
+    words = read(client.get(concept).text).words
+    assert (
+        "Drawn at scale 0.65, subject similarity went from 0.82 to 0.79 and prompt similarity from 0.95 to 0.97."
+        in words
+    )
+    assert "Before 1.5 MB 0.82 0.95 After 300 kB 0.79 0.97" in words
+    assert (
+        "The same 2 pictures of each of 4 prompts; judged by two judges. Before: as its calibration saw it."
+        in words
+    )
+    assert words.count("Drawn at scale 0.65,") == words.count("Drawn at scale 0.65:") == 1
+    assert "Drawn at scale 0.65 " not in words
+
+
+def test_the_tick_says_whether_pictures_are_compared(
+    client: TestClient, workshop: Workshop, calibrated: tuple[str, str], version: tuple[str, str]
+) -> None:
+    def ticks(page: str) -> list[dict[str, str]]:
+        return [each for each in read(page).fields if each.get("name") == "compare"]
+
+    concept, address = calibrated
+    [tick] = ticks(client.get(concept).text)
+    assert "checked" in tick
+    assert ticks(client.get(version[0]).text) == []
+    for sent, judged in ((["false", "true"], True), (["false"], False), ([], True)):
+        answer = client.post(address, data={"size": "word", "compare": sent}, follow_redirects=False)
+        assert bool(workshop.job(answer.headers["location"].rpartition("/")[2]).spec["judges"]) is judged
+    wrong = client.post(address, data={"criterion": "rank", "amount": "x", "compare": ["false"]})
+    assert "checked" not in ticks(wrong.text)[0]
+
+
+def test_a_merge_that_was_cut_as_a_whole_names_all_its_layers() -> None:
+    assert phrases.layer("merge") == "all layers together"

@@ -56,7 +56,7 @@ def test_a_sum_that_was_made_smaller_is_still_read(
     both = MERGES["linear"].merge(model, inputs, LinearParams(), InProcessRun()).weights
     for wanted in (Compression(criterion="rank", value=9, precision="float32"),
                    Compression(criterion="rank", value=9, precision="int8")):  # fmt: skip
-        smaller = compress(both, wanted, "parent", InProcessRun()).weights
+        smaller = compress(model, both, wanted, "parent", InProcessRun()).weights
         found, whole = (reader_of(each).deltas(model, each) for each in (smaller, both))
         assert found.keys() == whole.keys()
         for name, delta in whole.items():

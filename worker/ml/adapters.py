@@ -110,7 +110,7 @@ def installation_of(
 
 def deltas_of(read: Read) -> dict[str, Tensor]:
     """{site: dense change}."""
-    return {name: change.dense() for name, change in read["site"].items()}
+    return {name: change.dense().float() for name, change in read["site"].items()}
 
 
 def linear_sites(model: DiffusionModel) -> dict[Part, Modules]:

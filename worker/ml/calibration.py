@@ -55,7 +55,7 @@ MOST_STEPS = 12
 
 
 @dataclass(frozen=True)
-class _Pupil:
+class Pupil:
     """A concept of the weights, and what the judges see of its photos and of the base's pictures of its class."""
 
     target: Target
@@ -66,7 +66,7 @@ class _Pupil:
 
 @dataclass
 class _Search:
-    """The points so far; ``score`` the mean over concepts of the harmonic mean of both, each kept within 0..1."""
+    """The points so far, and their scores, by scale."""
 
     points: dict[float, CalibrationPoint] = field(default_factory=dict)
     scores: dict[float, float] = field(default_factory=dict)
@@ -89,37 +89,22 @@ def calibrated(
     """The weights with the scale in their manifest, and how it was found. ``run.step("images", ...)`` as pictures are
     drawn. Raises `InputInvalid` where the judges cannot tell, what `Run.step` raises, `PromptTooLong`.
     """
-    pupils = [_pupil(model, panel, each, run) for each in concepts]
-    reader = reader_of(weights)
-    edit, installation = reader.edit(model, weights), reader.installation(model, weights)
+    pupils = [pupil(model, panel, each, run) for each in concepts]
+    look = Look(model, weights, pupils)
     search = _Search()
 
-    def look(scale: float) -> None:
-        subjects, prompts, scores = [], [], []
-        for pupil in pupils:
-            put = ((installation, scale),) if installation is not None else ()
-            own = pupil.sitting.own(pupil.target, edit, put, scale=scale)
-            subject = subject_measure(pupil.sitting, pupil.target, pupil.base, own, photos=pupil.photos).value
-            prompt = prompt_measure(pupil.sitting, pupil.target, pupil.base, own).value
-            if subject is None or prompt is None:
-                raise InputInvalid("The judges see no difference between the concept and its class.")
-            subjects.append(subject)
-            prompts.append(prompt)
-            scores.append(harmonic_mean([min(max(each, 0.0), 1.0) for each in (subject, prompt)]))
-        search.points[scale] = CalibrationPoint(
-            scale=scale, subject_similarity=fmean(subjects), prompt_similarity=fmean(prompts)
-        )
-        search.scores[scale] = fmean(scores)
+    def tried(scale: float) -> None:
+        search.points[scale], search.scores[scale] = look.at(scale)
 
     for scale in SCALES:
-        look(scale)
+        tried(scale)
     at = SCALES.index(search.best)
     for neighbour in SCALES[max(at - 1, 0) : at] + SCALES[at + 1 : at + 2]:
-        look(round((SCALES[at] + neighbour) / 2, 3))
+        tried(round((SCALES[at] + neighbour) / 2, 3))
     found = Calibration(
         scale=search.best,
         points=[search.points[scale] for scale in sorted(search.points)],
-        prompts=[prompt for pupil in pupils[:1] for prompt in pupil.sitting.plan.prompts],
+        prompts=list(pupils[0].sitting.plan.prompts),
         image_seeds=list(IMAGE_SEEDS),
         judges=judges,
     )
@@ -127,12 +112,46 @@ def calibrated(
     return ConceptWeights(manifest, weights.tensors), found
 
 
-def parts_of(concepts: int) -> int:
-    """The most drawings that `calibrated` makes: one a prompt, scale and concept, and the base's."""
-    return concepts * len(SUBJECT_PROMPTS) * (TRIES + 1)
+def parts_of(concepts: int, looks: int = TRIES) -> int:
+    """The most drawings that ``looks`` take, by default those of `calibrated`: one a prompt and concept, and the
+    base's.
+    """
+    return concepts * len(SUBJECT_PROMPTS) * (looks + 1)
 
 
-def _pupil(model: DiffusionModel, panel: Panel, concept: ConceptExamples, run: Run) -> _Pupil:
+class Look:
+    """What the judges see while weights are in use."""
+
+    def __init__(self, model: DiffusionModel, weights: ConceptWeights, pupils: Sequence[Pupil]) -> None:
+        reader = reader_of(weights)
+        self._edit, self._installation = reader.edit(model, weights), reader.installation(model, weights)
+        self._pupils = pupils
+
+    def at(self, scale: float) -> tuple[CalibrationPoint, float]:
+        """Means over the concepts, and the mean of the harmonic means of both similarities, each kept within 0..1.
+        Raises `InputInvalid` where the judges cannot tell, what `Run.step` raises, `PromptTooLong`.
+        """
+        put = ((self._installation, scale),) if self._installation is not None else ()
+        subjects, prompts, scores = [], [], []
+        for each in self._pupils:
+            own = each.sitting.own(each.target, self._edit, put, scale=scale)
+            subject = subject_measure(each.sitting, each.target, each.base, own, photos=each.photos).value
+            prompt = prompt_measure(each.sitting, each.target, each.base, own).value
+            if subject is None or prompt is None:
+                raise InputInvalid("The judges see no difference between the concept and its class.")
+            subjects.append(subject)
+            prompts.append(prompt)
+            scores.append(harmonic_mean([min(max(value, 0.0), 1.0) for value in (subject, prompt)]))
+        point = CalibrationPoint(
+            scale=scale, subject_similarity=fmean(subjects), prompt_similarity=fmean(prompts)
+        )
+        return point, fmean(scores)
+
+
+def pupil(model: DiffusionModel, panel: Panel, concept: ConceptExamples, run: Run) -> Pupil:
+    """Draws what the base model makes of the class. Raises `InputInvalid` where the judges cannot tell, what
+    `Run.step` raises, `PromptTooLong`.
+    """
     target = Target(concept.token, concept.class_noun, concept.kind)
     prompts = STYLE_PROMPTS if concept.kind == "style" else SUBJECT_PROMPTS
     steps = min(MOST_STEPS, model.description.defaults.num_inference_steps)
@@ -144,4 +163,4 @@ def _pupil(model: DiffusionModel, panel: Panel, concept: ConceptExamples, run: R
     photos = sight(panel, photo_pixels(concept.photos, model.description.resolution))
     if len(photos.subject) < 2:
         raise InputInvalid("There is a single photo, and nothing to compare with.")
-    return _Pupil(target, sitting, photos, sitting.plain(target))
+    return Pupil(target, sitting, photos, sitting.plain(target))

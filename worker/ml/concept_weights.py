@@ -14,7 +14,7 @@ tools. Tensors:
   of the manifest's tokens. Weights that were made smaller hold factors wherever these take less room
   (`worker.ml.stored_changes`), and lack a site of which nothing was kept;
 - ``merge.rows`` [r, d] of a closed-form merge: the row space of all its changes, ``site.<module path>.values`` [o, r]
-  being what it does at each site (`worker.ml.shared_rows`);
+  being what it does at each site; with ``merge.scale`` [r] where both are of 8 bits (`worker.ml.shared_rows`);
 - ``encoder.<module path>.<part>``: the same for the text encoder.
 
 The bytes are a function of the contents alone. Reading is strict; nothing is unpickled.
@@ -44,7 +44,9 @@ MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
-SHARED_ROWS = "merge.rows"
+SHARED_ROWS, SHARED_SCALE = "merge.rows", "merge.scale"
+IN_BYTES = (".down", ".up", ".values", SHARED_ROWS)
+"""Ends of the names of tensors that may hold 8-bit numbers."""
 TOKEN_PARTS = ("key", "dual", "class_state")
 MODULE_KEY = re.compile(r"^(site|encoder)\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.([a-z_]+)$")
 
@@ -138,14 +140,14 @@ def check(manifest: WeightsManifest, tensors: Mapping[str, Tensor]) -> None:
         raise WeightsInvalid(f"The tensor {missing[0]} is missing.")
     further = {f"token.{taught.token}.{part}" for taught in manifest.tokens for part in TOKEN_PARTS}
     if manifest.merge is not None:
-        further.add(SHARED_ROWS)
+        further |= {SHARED_ROWS, SHARED_SCALE}
     for name, tensor in tensors.items():
         if name not in expected and name not in further and not MODULE_KEY.match(name):
             raise WeightsInvalid(f"The tensor {name[:80]} is not expected here.")
         if name in expected and list(tensor.shape[:-1]) != expected[name]:
             wanted = ", ".join(map(str, expected[name]))
             raise WeightsInvalid(f"The tensor {name} has shape {list(tensor.shape)}, not [{wanted}, d].")
-        if tensor.dtype not in DTYPES or (tensor.dtype is torch.int8 and not name.endswith((".down", ".up"))):
+        if tensor.dtype not in DTYPES or (tensor.dtype is torch.int8 and not name.endswith(IN_BYTES)):
             raise WeightsInvalid(f"The tensor {name} is of type {tensor.dtype}.")
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsInvalid(f"The tensor {name} has values that are not finite.")

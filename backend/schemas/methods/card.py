@@ -31,7 +31,8 @@ class Base(Protocol):
 @dataclass(frozen=True)
 class MethodCard:
     """One row of the table of methods. ``presets``: for every backbone the same names; ``needs``: what a family of
-    base models must have (``worker.ml.families.base.Family``).
+    base models must have (``worker.ml.families.base.Family``); ``small_already``: why weights of the method cannot be
+    made smaller, a sentence; empty where they can.
     """
 
     name: str
@@ -44,6 +45,7 @@ class MethodCard:
     presets: Mapping[Backbone, Presets]
     side: Callable[[Any], str]
     needs: frozenset[str] = frozenset()
+    small_already: str = ""
 
     def presets_for(self, base: Base | None) -> Presets:
         """The presets that fit the base model; while none is known those of the one that ships."""

@@ -96,4 +96,7 @@ CARD = MethodCard(
     presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
     needs=frozenset({"text-kv"}),
+    small_already=(
+        "One vector for each layer, behind a gate, is no change of a matrix; nothing of it could be cut."
+    ),
 )

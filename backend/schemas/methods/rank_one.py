@@ -55,4 +55,7 @@ CARD = MethodCard(
     presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
     needs=frozenset({"text-kv"}),
+    small_already=(
+        "One vector for each value matrix is a change of rank 1 already; nothing of it could be cut."
+    ),
 )

@@ -101,4 +101,7 @@ CARD = MethodCard(
     params_type=SVDiffParams,
     presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
+    small_already=(
+        "One number for each singular value is less than two factors of a single component would take."
+    ),
 )

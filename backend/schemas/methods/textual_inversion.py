@@ -75,4 +75,5 @@ CARD = MethodCard(
     presets={"small": SMALL, "stable-diffusion": STABLE_DIFFUSION},
     side=side,
     needs=frozenset({"text-kv"}),
+    small_already="A word alone changes no layer; nothing of it could be cut.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -98,11 +99,58 @@ def lora(model: DiffusionModel, *, text_side: bool) -> ConceptWeights:
     )
 
 
+def adapter(
+    model: DiffusionModel, method: str, parts: Callable[[int, int, int], dict[str, Tensor]], **params: Any
+) -> ConceptWeights:
+    """``parts(place, out, in)`` at every linear layer of the cross-attention."""
+    sites = [site for site in model.sites() if site.group == "cross-attention"]
+    tensors = {
+        f"site.{site.name}.{part}": tensor
+        for place, site in enumerate(sites)
+        for part, tensor in parts(place, *site.weight.shape).items()
+    }
+    return weights_of(model, method, tensors, attention="cross", **params)
+
+
+def dora(model: DiffusionModel) -> ConceptWeights:
+    weights = lora(model, text_side=False)
+    lengths = {
+        f"{name.removesuffix('up')}magnitude": torch.randn(len(up), generator=rng(place, "lengths", 0)) / 20
+        for place, (name, up) in enumerate(weights.tensors.items())
+        if name.endswith(".up")
+    }
+    params = {**weights.manifest.params, "use_dora": True}
+    return ConceptWeights(
+        weights.manifest.model_copy(update={"params": params}), {**weights.tensors, **lengths}
+    )
+
+
+def products(place: int, out: int, inner: int) -> dict[str, Tensor]:
+    """LoHa's, of rank 2."""
+    shapes = {
+        "first_down": (2, inner),
+        "first_up": (out, 2),
+        "second_down": (2, inner),
+        "second_up": (out, 2),
+    }
+    drawn = {part: torch.randn(shape, generator=rng(place, part, 0)) / 4 for part, shape in shapes.items()}
+    return {**drawn, "alpha": torch.tensor(3.0)}
+
+
+def blocks(place: int, out: int, inner: int) -> dict[str, Tensor]:
+    """LoKr's, 4 x 2 times a whole block."""
+    first = torch.randn(4, 2, generator=rng(place, "first", 0))
+    return {"first": first, "second": falling((out // 4, inner // 2), place, 0.4)}
+
+
 MAKERS = {
     "custom-diffusion": custom_diffusion,
     "lora-text": lambda model: lora(model, text_side=True),
     "lora-weights": lambda model: lora(model, text_side=False),
     "dreambooth": dreambooth,
+    "dora": dora,
+    "loha": lambda model: adapter(model, "loha", products, rank=2),
+    "lokr": lambda model: adapter(model, "lokr", blocks),
 }
 
 PAIRS = [(maker, precision) for maker in MAKERS for precision in PRECISIONS if maker != "dreambooth"] + [
@@ -111,10 +159,14 @@ PAIRS = [(maker, precision) for maker in MAKERS for precision in PRECISIONS if m
 
 
 def cut(
-    weights: ConceptWeights, criterion: Any = "energy", value: float = 1.0, precision: Any = "float32"
+    model: DiffusionModel,
+    weights: ConceptWeights,
+    criterion: Any = "energy",
+    value: float = 1.0,
+    precision: Any = "float32",
 ) -> ConceptWeights:
     wanted = Compression(criterion=criterion, value=value, precision=precision)
-    return compress(weights, wanted, PARENT, InProcessRun()).weights
+    return compress(model, weights, wanted, PARENT, InProcessRun()).weights
 
 
 def deltas(model: DiffusionModel, weights: ConceptWeights) -> dict[str, Tensor]:
@@ -126,7 +178,7 @@ def test_everything_kept_is_the_same_change_but_for_rounding(
     model: DiffusionModel, maker: str, precision: str, tmp_path: Path
 ) -> None:
     weights = MAKERS[maker](model)
-    smaller = cut(weights, precision=precision)
+    smaller = cut(model, weights, precision=precision)
     smaller.save(tmp_path / "w")
     read = ConceptWeights.load(tmp_path / "w")
     before, after = deltas(model, weights), deltas(model, read)
@@ -144,7 +196,7 @@ def test_the_report_says_what_is_in_the_file(model: DiffusionModel, maker: str) 
     """Ranks and forms against the tensors' shapes, errors against the changes themselves, bytes against the file."""
     weights = MAKERS[maker](model)
     wanted = Compression(criterion="energy", value=0.7, precision="float16")
-    found = compress(weights, wanted, PARENT, InProcessRun())
+    found = compress(model, weights, wanted, PARENT, InProcessRun())
     report, smaller = found.report, found.weights
     assert report.bytes_before == len(weights.to_bytes())
     assert report.bytes_after == len(smaller.to_bytes()) < report.bytes_before
@@ -171,12 +223,12 @@ def test_the_report_says_what_is_in_the_file(model: DiffusionModel, maker: str) 
 def test_a_budget_is_kept_and_used(model: DiffusionModel, maker: str, precision: str) -> None:
     weights = MAKERS[maker](model)
     whole = len(weights.to_bytes())
-    least = len(cut(weights, "token-only", 0, precision).to_bytes())
+    least = len(cut(model, weights, "token-only", 0, precision).to_bytes())
     errors = []
     for share in (0.5, 0.2, 0.05):
         budget = least + int(share * (whole - least))
         wanted = Compression(criterion="bytes", value=budget, precision=precision)
-        found = compress(weights, wanted, PARENT, InProcessRun())
+        found = compress(model, weights, wanted, PARENT, InProcessRun())
         assert found.report.bytes_after <= budget
         errors.append(found.report.relative_error)
         assert found.report.one_rank is not None
@@ -190,10 +242,10 @@ def test_the_size_follows_the_formula(model: DiffusionModel) -> None:
     """``floats = sum of r (o + d)`` (methods.md 7), and less than 2 kB for each tensor's entry."""
     weights = custom_diffusion(model)
     for rank in (1, 4):
-        smaller = cut(weights, "rank", rank, "float16")
+        smaller = cut(model, weights, "rank", rank, "float16")
         sites = [each for name, each in weights.tensors.items() if name.startswith("site.")]
         factors = 2 * sum(rank * (each.shape[0] + each.shape[1]) for each in sites)
-        words = cut(weights, "token-only", 0)
+        words = cut(model, weights, "token-only", 0)
         assert words.tensors.keys() == {"token.stark.learned", "token.stark.start"}
         rest = len(smaller.to_bytes()) - len(words.to_bytes()) - factors
         assert 0 < rest < 200 * 2 * len(sites)
@@ -202,7 +254,7 @@ def test_the_size_follows_the_formula(model: DiffusionModel) -> None:
 def test_more_rank_is_less_error(model: DiffusionModel) -> None:
     weights = custom_diffusion(model)
     errors = [
-        compress(weights, Compression(criterion="rank", value=rank, precision="float32"), PARENT, InProcessRun())
+        compress(model, weights, Compression(criterion="rank", value=rank, precision="float32"), PARENT, InProcessRun())
         .report.relative_error
         for rank in (1, 2, 4, 8, 16)
     ]  # fmt: skip
@@ -212,7 +264,7 @@ def test_more_rank_is_less_error(model: DiffusionModel) -> None:
 
 def test_the_authors_criterion_keeps_the_component_that_reaches_the_share(model: DiffusionModel) -> None:
     weights = custom_diffusion(model)
-    smaller = cut(weights, "nuclear", 0.6)
+    smaller = cut(model, weights, "nuclear", 0.6)
     for name, delta in weights.tensors.items():
         if name.startswith("site."):
             values = np.linalg.svd(delta.double().numpy(), compute_uv=False)
@@ -223,8 +275,11 @@ def test_the_authors_criterion_keeps_the_component_that_reaches_the_share(model:
 def test_a_cut_of_a_cut_and_cutting_twice(model: DiffusionModel) -> None:
     """The same cut again changes nothing but rounding; a smaller one is the cut of the original."""
     weights = custom_diffusion(model)
-    once = cut(weights, "rank", 6)
-    for other, expected in ((cut(once, "rank", 6), once), (cut(once, "rank", 2), cut(weights, "rank", 2))):
+    once = cut(model, weights, "rank", 6)
+    for other, expected in (
+        (cut(model, once, "rank", 6), once),
+        (cut(model, once, "rank", 2), cut(model, weights, "rank", 2)),
+    ):
         mine, theirs = deltas(model, other), deltas(model, expected)
         for name in mine:
             torch.testing.assert_close(mine[name], theirs[name], atol=1e-7, rtol=1e-5)
@@ -232,7 +287,9 @@ def test_a_cut_of_a_cut_and_cutting_twice(model: DiffusionModel) -> None:
 
 def test_the_same_cut_gives_the_same_bytes(model: DiffusionModel) -> None:
     weights = custom_diffusion(model)
-    assert cut(weights, "rank", 3, "int8").to_bytes() == cut(weights, "rank", 3, "int8").to_bytes()
+    assert (
+        cut(model, weights, "rank", 3, "int8").to_bytes() == cut(model, weights, "rank", 3, "int8").to_bytes()
+    )
 
 
 def test_no_change_takes_no_bytes(model: DiffusionModel) -> None:
@@ -240,7 +297,7 @@ def test_no_change_takes_no_bytes(model: DiffusionModel) -> None:
     held = dict(weights.tensors)
     first = next(name for name in held if name.startswith("site."))
     held[first] = torch.zeros_like(held[first])
-    smaller = cut(ConceptWeights(weights.manifest, held), "energy", 0.9)
+    smaller = cut(model, ConceptWeights(weights.manifest, held), "energy", 0.9)
     assert first.removesuffix(".delta") not in {name.rpartition(".")[0] for name in smaller.tensors}
     assert first.split(".", 1)[1].removesuffix(".delta") not in deltas(model, smaller)
 
@@ -253,24 +310,24 @@ def test_what_cannot_be_is_refused(
     model: DiffusionModel, criterion: str, value: float, sentence: str
 ) -> None:
     with pytest.raises(InputInvalid, match=sentence):
-        cut(custom_diffusion(model), criterion, value)
+        cut(model, custom_diffusion(model), criterion, value)
 
 
 def test_words_alone_and_unknown_changes_are_refused(model: DiffusionModel) -> None:
     weights = custom_diffusion(model)
     with pytest.raises(InputInvalid, match="words alone"):
-        cut(cut(weights, "token-only", 0), "rank", 1)
+        cut(model, cut(model, weights, "token-only", 0), "rank", 1)
     site = next(iter(weights.site_parts()))
     strange = {**weights.tensors, f"site.{site}.shift": torch.ones(3)}
-    with pytest.raises(InputInvalid, match="cannot be made smaller"):
-        cut(ConceptWeights(weights.manifest, strange))
+    with pytest.raises(WeightsInvalid, match="each once"):
+        cut(model, ConceptWeights(weights.manifest, strange))
 
 
 def test_a_cancel_stops_it(model: DiffusionModel) -> None:
     wanted = Compression(criterion="rank", value=1, precision="float16")
     run = InProcessRun(request="cancel")
     with pytest.raises(Cancelled):
-        compress(custom_diffusion(model), wanted, PARENT, run)
+        compress(model, custom_diffusion(model), wanted, PARENT, run)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +342,7 @@ def test_a_cancel_stops_it(model: DiffusionModel) -> None:
     ],
 )
 def test_factors_that_do_not_fit_are_refused(model: DiffusionModel, change: Any) -> None:
-    smaller = cut(custom_diffusion(model), "rank", 2, "int8")
+    smaller = cut(model, custom_diffusion(model), "rank", 2, "int8")
     site = next(iter(smaller.site_parts()))
     parts = smaller.site_parts()[site]
     change(parts)
@@ -296,7 +353,7 @@ def test_factors_that_do_not_fit_are_refused(model: DiffusionModel, change: Any)
 
 
 def test_weights_that_were_not_made_smaller_may_lack_nothing(model: DiffusionModel) -> None:
-    smaller = cut(custom_diffusion(model), "rank", 2)
+    smaller = cut(model, custom_diffusion(model), "rank", 2)
     pretending = smaller.manifest.model_copy(update={"compression": None})
     with pytest.raises(WeightsInvalid, match="each once"):
         deltas(model, ConceptWeights(pretending, smaller.tensors))

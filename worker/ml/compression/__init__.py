@@ -10,11 +10,14 @@ is the sum of the squared singular values that are left out. r follows from one 
 - ``bytes``: a budget for the whole file, shared out greedily (`worker.ml.compression.allocation`);
 - ``token-only``: nothing but the words.
 
+Changes that a method holds in its own way (LoHa, LoKr, DoRA) are cut by their dense matrices; those of a closed-form
+merge, which share their rows, all at once (`worker.ml.compression.held`).
+
 Departures from the authors' code: differences from the fp32 base are cut, so no rounding noise of the base is in them;
 the component that crosses the share is kept, so r is never 0 by accident. Changes of vectors (biases, gains) are kept
 whole, or shared out like a matrix of one component under a budget. Factored changes are cut from their factors.
 
-The result is weights of the same method: what reads a change reads its factors (`worker.ml.stored_changes`).
+The result is weights of the same method or merge: what reads a change reads its factors (`worker.ml.stored_changes`).
 """
 
 from __future__ import annotations
@@ -24,19 +27,22 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from backend.schemas.compressions import CompressionReport, SiteCompression, SizeAndError
+from backend.schemas.methods import CARDS
 from backend.schemas.weights import Compression
 from backend.schemas.weights_layout import least_bytes
 from worker.ml.compression.allocation import Options, allocate, kept, one_rank, size
+from worker.ml.compression.held import EVERYWHERE, AtSite, Held, InSharedRows
 from worker.ml.compression.spectra import flat
 from worker.ml.compression.storage import NAMES, Piece, piece
-from worker.ml.concept_weights import CODE_VERSION, ConceptWeights
-from worker.ml.conditioning import DenseChange
+from worker.ml.concept_weights import CODE_VERSION, SHARED_ROWS, ConceptWeights
 from worker.ml.errors import InputInvalid
+from worker.ml.families.base import DiffusionModel
+from worker.ml.readers import reader_of
 from worker.ml.run import Run
-from worker.ml.stored_changes import is_matrix, read_change, shape_of
 
 CURVE = (0.6, 0.4, 0.25, 0.15, 0.1, 0.06, 0.04, 0.02, 0.01)
 """Budgets of the report's curve, in shares of the size before."""
@@ -52,19 +58,27 @@ class Smaller:
     report: CompressionReport
 
 
-def compress(weights: ConceptWeights, wanted: Compression, parent: str, run: Run) -> Smaller:
+@torch.no_grad()
+def compress(
+    model: DiffusionModel, weights: ConceptWeights, wanted: Compression, parent: str, run: Run
+) -> Smaller:
     """Weights cut as ``wanted`` says; ``parent`` is the id of ``weights``.
 
-    Raises `InputInvalid` (nothing to cut, a rank above every site's, a budget below the words alone) and what
-    `Run.step` raises.
+    Raises `InputInvalid` (nothing to cut, a rank above every site's, a budget below the words alone),
+    `WeightsInvalid`, `MethodUnsupported` and what `Run.step` raises.
     """
+    reader_of(weights).edit(model, weights)  # they are whole, and of this base
+    if (card := CARDS.get(weights.manifest.method)) is not None and card.small_already:
+        raise InputInvalid(card.small_already)
     manifest = weights.manifest.model_copy(
         update={"compression": wanted, "parents": [parent], "code_version": CODE_VERSION}
     )
     words = {name: tensor for name, tensor in weights.tensors.items() if name.startswith("token.")}
     before = len(weights.to_bytes())
     largest = max(before, int(wanted.value) if wanted.criterion == "bytes" else 0)
-    pieces = _pieces(weights, wanted, largest, run)
+    bare = ConceptWeights(manifest, words)
+    places = _shared(weights) if SHARED_ROWS in weights.tensors else _at_sites(model, weights, bare)
+    pieces = _pieces(places, wanted, largest, run)
     shapes = {name: (NAMES[tensor.dtype], list(tensor.shape)) for name, tensor in words.items()}
     least = least_bytes(manifest, shapes, largest)
     choice = chosen(pieces, wanted, least)
@@ -128,45 +142,51 @@ def rank_for(values: np.ndarray[tuple[int], np.dtype[np.float64]], share: float)
     return int(np.searchsorted(sums, share * sums[-1] * _NEAR_ONE, side="left")) + 1
 
 
-def _pieces(weights: ConceptWeights, wanted: Compression, largest: int, run: Run) -> list[Piece]:
-    """Every change of the file, in the order of their names."""
-    found = []
+Place = tuple[str, dict[str, Tensor], Held]
+"""A change: what a report calls it, its tensors by their names in the file, and who reads them."""
+
+
+def _at_sites(model: DiffusionModel, weights: ConceptWeights, bare: ConceptWeights) -> list[Place]:
+    """Every change of the file, in the order of their names. ``bare``: the words under the new header."""
+    found: list[Place] = []
     for of in ("site", "encoder"):
         for module, parts in weights.site_parts(of).items():
-            matrix = {name: tensor for name, tensor in parts.items() if not name.endswith("_delta")}
-            vectors = {name: tensor for name, tensor in parts.items() if name.endswith("_delta")}
-            if "delta" in matrix and matrix["delta"].ndim < 2:
-                vectors["delta"] = matrix.pop("delta")
-            strange = matrix and not is_matrix(matrix)
-            if strange or any(tensor.ndim >= 2 for tensor in vectors.values()):
-                raise InputInvalid("These weights hold changes of a kind that cannot be made smaller.")
-            found.append((f"{of}.{module}", matrix, vectors))
-    if not found:
+            prefix = f"{of}.{module}"
+            held = AtSite(model, bare, prefix)
+            beside = [part for part in parts if part.endswith("_delta")]
+            matrix = {f"{prefix}.{part}": each for part, each in parts.items() if part not in beside}
+            if matrix:
+                found.append((prefix, matrix, held))
+            found += [(f"{prefix}.{part}", {f"{prefix}.{part}": parts[part]}, held) for part in beside]
+    return sorted(found, key=lambda place: place[0])
+
+
+def _shared(weights: ConceptWeights) -> list[Place]:
+    """All changes of a closed-form merge as one."""
+    own = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("token.")}
+    outputs = {name: len(parts["values"]) for name, parts in sorted(weights.site_parts().items())}
+    return [(EVERYWHERE, own, InSharedRows(outputs))]
+
+
+def _pieces(places: Sequence[Place], wanted: Compression, largest: int, run: Run) -> list[Piece]:
+    if not places:
         raise InputInvalid("These weights are words alone; nothing of them can be made smaller.")
     pieces = []
-    for number, (prefix, matrix, vectors) in enumerate(sorted(found)):
-        if matrix:
-            change = read_change(prefix, matrix, shape_of(matrix))
-            pieces.append(piece(prefix, "delta", change, wanted.precision, largest))
-        for part, tensor in sorted(vectors.items()):
-            pieces.append(piece(prefix, part, DenseChange(tensor), wanted.precision, largest))
-        run.step("compress", number + 1, 2 * len(found))
+    for number, (site, own, held) in enumerate(places):
+        pieces.append(piece(site, own, held, wanted.precision, largest))
+        run.step("compress", number + 1, 2 * len(places))
     return pieces
 
 
 def _measured(each: Piece, option: int, stored: dict[str, Tensor]) -> tuple[SiteCompression, float]:
     """What was kept, and the squared error of what is stored."""
-    parts = {name.removeprefix(f"{each.prefix}."): tensor for name, tensor in stored.items()}
     error = each.energy
-    if parts and each.is_matrix:
-        error = float((flat(each.change) - flat(read_change(each.prefix, parts, each.shape))).square().sum())
-    elif parts:
-        assert isinstance(each.change, DenseChange)
-        error = float((each.change.matrix.double() - parts[each.part].double()).square().sum())
+    if stored:
+        error = float((flat(each.held.read(each.own)) - flat(each.held.read(stored))).square().sum())
     form = each.form(option)
     rank = len(each.spectrum) if form == "whole" else option
     site = SiteCompression(
-        site=f"{each.prefix}.{each.part}".removesuffix(".delta"),
+        site=each.site,
         shape=list(each.shape),
         full_rank=len(each.spectrum),
         rank=rank,

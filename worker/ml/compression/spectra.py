@@ -1,8 +1,9 @@
 """Singular values and vectors of a change, however it is held (methods.md 7).
 
-A dense change [o, n] (convolutions as [o, i kh kw]) has its SVD. A factored one, ``f B A`` with B [o, r] and A [r, n],
-is never made dense: ``B = Q_b R_b`` and ``A^T = Q_a R_a`` give ``f B A = Q_b (f R_b R_a^T) Q_a^T``, so the SVD of an
-r x r matrix is enough. All in float64: half-precision SVD does not exist on the CPU, and rounding noise has full rank.
+A dense change [o, n] (convolutions as [o, i kh kw], biases and gains as [o, 1]) has its SVD. A factored one, ``f B A``
+with B [o, r] and A [r, n], is never made dense: ``B = Q_b R_b`` and ``A^T = Q_a R_a`` give
+``f B A = Q_b (f R_b R_a^T) Q_a^T``, so the SVD of an r x r matrix is enough. All in float64: half-precision SVD does
+not exist on the CPU, and rounding noise has full rank.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def flat(change: Change) -> Tensor:
 
 
 def _flat(matrix: Tensor) -> Tensor:
-    return matrix.detach().cpu().double().flatten(1)
+    return matrix.detach().cpu().double().reshape(len(matrix), -1)
 
 
 def _core(change: LowRankChange) -> tuple[Tensor, Tensor, Tensor]:

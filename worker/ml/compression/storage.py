@@ -5,7 +5,8 @@ and half precision loses little of either. As 8-bit numbers each component k kee
 ``q = round(127 v / max |v|)``, and one scale ``s_k max|u_k| max|y_k| / 127^2`` (stored_changes.py): a component is off
 by at most half a step of its own size, where one scale for a matrix would lose the small components.
 
-A matrix is written whole where that takes no more room than its factors.
+A change is left as it is in the file, in half where less than single precision is asked, where that takes no more room
+than its factors: so a file never grows.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from torch import Tensor
 from backend.schemas.weights import Precision
 from backend.schemas.weights_layout import tensor_bytes
 from worker.ml.compression.allocation import Options
+from worker.ml.compression.held import Held
 from worker.ml.compression.spectra import Change, changed_shape, leading, singular_values
-from worker.ml.conditioning import DenseChange
 from worker.ml.low_rank import factor_shapes
 
-TYPES: dict[Precision, tuple[str, torch.dtype]] = {
-    "float32": ("F32", torch.float32),
-    "float16": ("F16", torch.float16),
-    "int8": ("I8", torch.int8),
+TYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int8": torch.int8,
 }
-NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 LARGEST = 127
 
 
@@ -40,17 +41,17 @@ LARGEST = 127
 class Piece:
     """A change that can be cut: a matrix with its spectrum [R], or a vector, which is kept or dropped as a whole.
 
-    ``prefix`` is what its tensors' names begin with; ``part`` is the dense form's last word ("delta", "bias_delta").
+    ``own`` are its tensors by their names in the file, ``held`` reads them; ``site`` is what a report calls it.
     """
 
-    prefix: str
-    part: str
+    site: str
     shape: tuple[int, ...]
-    change: Change
+    own: Mapping[str, Tensor]
+    held: Held
     spectrum: NDArray[np.float64]
     options: Options
     ends_whole: bool
-    """Whether the last option is the matrix itself."""
+    """Whether the last option is the change as it is in the file."""
 
     @property
     def is_matrix(self) -> bool:
@@ -68,65 +69,67 @@ class Piece:
 
     def tensors(self, option: int, precision: Precision) -> dict[str, Tensor]:
         """By name in the file."""
-        form = self.form(option)
-        if form == "none":
-            return {}
-        if form == "whole":
-            assert isinstance(self.change, DenseChange)
-            matrix = self.change.matrix.detach().cpu()
-            return {
-                f"{self.prefix}.{self.part}": matrix.to(whole_dtype(matrix.dtype, precision)).contiguous()
-            }
-        return {f"{self.prefix}.{part}": tensor for part, tensor in
-                factors(self.change, option, self.shape, precision).items()}  # fmt: skip
+        match self.form(option):
+            case "none":
+                return {}
+            case "whole":
+                return {name: as_it_is(tensor, precision) for name, tensor in self.own.items()}
+            case "factors":
+                return self.held.named(factors(self.held.read(self.own), option, self.shape, precision))
 
 
-def piece(prefix: str, part: str, change: Change, precision: Precision, largest_file_bytes: int) -> Piece:
+def piece(
+    site: str, own: Mapping[str, Tensor], held: Held, precision: Precision, largest_file_bytes: int
+) -> Piece:
     """A change with what can be kept of it. ``largest_file_bytes`` bounds the file, and so the offsets in its
-    header.
+    header. Raises `WeightsInvalid`.
     """
-    shape = changed_shape(change)
-    dense = change.matrix if isinstance(change, DenseChange) else None
-    if dense is not None and dense.ndim < 2:
-        spectrum = torch.linalg.vector_norm(dense.double()).reshape(1)
-    else:
-        spectrum = singular_values(change)
-    values = spectrum.numpy()
+    change = held.read(own)
+    shape, values = changed_shape(change), singular_values(change).numpy()
     energies = np.concatenate([[0.0], np.cumsum(np.square(values))])
     sizes = np.zeros(1, np.int64)
     if len(shape) >= 2:
-        sizes = factor_sizes(prefix, shape, len(values), precision, largest_file_bytes)
-    ends_whole = False
-    if dense is not None:
-        name = NAMES[whole_dtype(dense.dtype, precision)]
-        whole = tensor_bytes(f"{prefix}.{part}", name, shape, largest_file_bytes)
-        fewer = int(np.searchsorted(sizes, whole, side="left"))
-        if ends_whole := fewer < len(sizes) or len(shape) < 2:
-            sizes = np.append(sizes[:fewer], whole)
-            energies = np.append(energies[:fewer], energies[-1])
-    return Piece(prefix, part, shape, change, values, Options(sizes, energies), ends_whole)
+        sizes = factor_sizes(held, shape, len(values), precision, largest_file_bytes)
+    kept = {name: as_it_is(tensor, precision) for name, tensor in own.items()}
+    whole = _bytes(kept, largest_file_bytes)
+    fewer = int(np.searchsorted(sizes, whole, side="left"))
+    if ends_whole := fewer < len(sizes) or len(shape) < 2:
+        sizes = np.append(sizes[:fewer], whole)
+        energies = np.append(energies[:fewer], energies[-1])
+    return Piece(site, shape, own, held, values, Options(sizes, energies), ends_whole)
 
 
-def whole_dtype(now: torch.dtype, precision: Precision) -> torch.dtype:
-    """A matrix that stays one is stored in half where less than single precision is asked; never wider than it was."""
-    return now if now.itemsize == 2 or precision == "float32" else torch.float16
+def as_it_is(tensor: Tensor, precision: Precision) -> Tensor:
+    """What stays as it was is stored in half where less than single precision is asked; a single number as it is."""
+    if precision == "float32" or tensor.dtype.itemsize <= 2 or not tensor.ndim:
+        return tensor
+    return tensor.to(torch.float16)
 
 
 def factor_sizes(
-    prefix: str, shape: Sequence[int], most: int, precision: Precision, largest_file_bytes: int
+    held: Held, shape: Sequence[int], most: int, precision: Precision, largest_file_bytes: int
 ) -> NDArray[np.int64]:
     """Bytes of 0..``most`` components, with their entries in the header (at most)."""
-    name, dtype = TYPES[precision]
-    down, up = factor_shapes(torch.empty(tuple(shape), device="meta"), max(1, most))
-    numbers = shape[0] + prod(shape[1:])
-    entries = [(f"{prefix}.down", name, down), (f"{prefix}.up", name, up)]
-    each = numbers * dtype.itemsize
+    rank, dtype = max(1, most), TYPES[precision]
+    down, up = factor_shapes(torch.empty(tuple(shape), device="meta"), rank)
+    cut = {
+        "down": torch.empty(down, dtype=dtype, device="meta"),
+        "up": torch.empty(up, dtype=dtype, device="meta"),
+    }
+    each = (shape[0] + prod(shape[1:])) * dtype.itemsize
     if precision == "int8":
-        entries.append((f"{prefix}.scale", "F32", (max(1, most),)))
+        cut["scale"] = torch.empty(rank, device="meta")
         each += torch.float32.itemsize
-    whole = sum(tensor_bytes(*entry, largest_file_bytes) for entry in entries)
-    head = whole - each * max(1, most)
-    return np.array([0, *(head + each * rank for rank in range(1, most + 1))], np.int64)
+    head = _bytes(held.named(cut), largest_file_bytes) - each * rank
+    return np.array([0, *(head + each * kept for kept in range(1, most + 1))], np.int64)
+
+
+def _bytes(tensors: Mapping[str, Tensor], largest_file_bytes: int) -> int:
+    """At most what they take in a file, entries in the header included."""
+    return sum(
+        tensor_bytes(name, NAMES[tensor.dtype], tensor.shape, largest_file_bytes)
+        for name, tensor in tensors.items()
+    )
 
 
 def factors(change: Change, rank: int, shape: Sequence[int], precision: Precision) -> Mapping[str, Tensor]:
@@ -134,7 +137,7 @@ def factors(change: Change, rank: int, shape: Sequence[int], precision: Precisio
     left, values, right = leading(change, rank)
     shapes = factor_shapes(torch.empty(tuple(shape), device="meta"), rank)
     if precision != "int8":
-        dtype, root = TYPES[precision][1], values.sqrt()
+        dtype, root = TYPES[precision], values.sqrt()
         cut = {"down": root[:, None] * right, "up": left * root}
         return {
             part: cut[part].reshape(into).to(dtype).contiguous()

@@ -28,12 +28,13 @@ from worker.ml.adapters import (
     linear_sites,
 )
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import TextEdit
+from worker.ml.conditioning import MatrixChange, TextEdit
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
 from worker.ml.module_changes import Part, not_usable, read_changes
 from worker.ml.run import Run
+from worker.ml.stored_changes import is_matrix, read_change
 from worker.ml.streams import rng
 from worker.ml.training.dreambooth_recipe import Recipe
 from worker.ml.training.lessons import ConceptExamples
@@ -127,14 +128,18 @@ def untrained(module: torch.nn.Module, key: str, params: LohaParams, seed: int) 
     return HadamardChange(**{part: tensor.to(weight.device) for part, tensor in drawn.items()}, factor=factor)
 
 
-def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[Part, dict[str, HadamardChange]]:
+def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[Part, dict[str, MatrixChange]]:
     """Changes of the denoiser's sites, fp32 on the device. Raises `WeightsInvalid`."""
     return read_changes(model, weights, linear_sites(model), learned_change)
 
 
-def learned_change(key: str, module: torch.nn.Module, parts: Mapping[str, Tensor]) -> HadamardChange:
-    """The change of one module from its tensors in the file. Raises `WeightsInvalid`."""
+def learned_change(key: str, module: torch.nn.Module, parts: Mapping[str, Tensor]) -> MatrixChange:
+    """The change of one module from its tensors in the file: a `HadamardChange`, or in weights that were made smaller
+    what is left of one. Raises `WeightsInvalid`.
+    """
     name, weight = key.partition(".")[2], module.get_parameter("weight")
+    if is_matrix(parts):
+        return read_change(name, parts, tuple(weight.shape), weight.device)
     if parts.keys() != {*DEVIATIONS, "alpha"} or parts["alpha"].ndim:
         raise not_usable(name)
     rank = len(parts["first_down"])

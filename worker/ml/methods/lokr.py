@@ -28,12 +28,13 @@ from worker.ml.adapters import (
     linear_sites,
 )
 from worker.ml.concept_weights import ConceptWeights
-from worker.ml.conditioning import TextEdit
+from worker.ml.conditioning import MatrixChange, TextEdit
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import WeightEdit
 from worker.ml.module_changes import Part, not_usable, read_changes
 from worker.ml.run import Run
 from worker.ml.singular_values import of_matrix, of_product
+from worker.ml.stored_changes import is_matrix, read_change
 from worker.ml.streams import rng
 from worker.ml.training.dreambooth_recipe import Recipe
 from worker.ml.training.lessons import ConceptExamples
@@ -147,14 +148,18 @@ def untrained(module: torch.nn.Module, key: str, params: LokrParams, seed: int) 
     return KroneckerChange(first, drawn("second_up", k, rank), zeros(rank, n), factor)
 
 
-def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[Part, dict[str, KroneckerChange]]:
+def learned_changes(model: DiffusionModel, weights: ConceptWeights) -> dict[Part, dict[str, MatrixChange]]:
     """Changes of the denoiser's sites, fp32 on the device. Raises `WeightsInvalid`."""
     return read_changes(model, weights, linear_sites(model), learned_change)
 
 
-def learned_change(key: str, module: torch.nn.Module, parts: Mapping[str, Tensor]) -> KroneckerChange:
-    """The change of one module from its tensors in the file. Raises `WeightsInvalid`."""
+def learned_change(key: str, module: torch.nn.Module, parts: Mapping[str, Tensor]) -> MatrixChange:
+    """The change of one module from its tensors in the file: a `KroneckerChange`, or in weights that were made smaller
+    what is left of one. Raises `WeightsInvalid`.
+    """
     name, weight = key.partition(".")[2], module.get_parameter("weight")
+    if is_matrix(parts):
+        return read_change(name, parts, tuple(weight.shape), weight.device)
     thin = parts.keys() == {*THIN, "alpha"}
     if not (thin or parts.keys() == set(WHOLE)) or (thin and parts["alpha"].ndim):
         raise not_usable(name)
