@@ -84,14 +84,18 @@ def test_collages_of_photos_name_their_sides(model: DiffusionModel, photos: list
 def test_words_are_the_placeholders_without_their_class(
     model: DiffusionModel, photos: list[Path], prior: Path
 ) -> None:
-    rows = first_collages(prepare(model, pair(photos), prior, **OFF))
+    trainee = prepare(model, pair(photos), prior, **OFF)
     virtual = {token: range(10_000 + at, 10_001 + at) for at, token in enumerate(("stark", "wolf"))}
-    found = placed_words(model, rows, slice(1, 4))
-    assert {1 + place for place in found} == {row for row in rows.sides if 1 <= row < 4}
-    for place, words in found.items():
-        ids = model.token_ids(rows.prompts[rows.prompt_of_row[1 + place]].text, virtual)
-        for token, word in zip(rows.sides[1 + place], words, strict=True):
-            assert [ids[at] for at in word] == list(virtual[token])
+    orders = set[tuple[str, str]]()
+    for rows in map(trainee.rows, range(8)):
+        found = placed_words(model, rows, slice(1, 6))
+        assert {1 + place for place in found} == {row for row in rows.sides if 1 <= row < 6}
+        for place, words in found.items():
+            sides = rows.sides[1 + place]
+            ids = model.token_ids(rows.prompts[rows.prompt_of_row[1 + place]].text, virtual)
+            assert [[ids[at] for at in word] for word in words] == [list(virtual[token]) for token in sides]
+            orders.add(sides)
+    assert len(orders) == 2
 
 
 # ---- off is off

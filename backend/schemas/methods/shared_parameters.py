@@ -40,7 +40,7 @@ UnmixWeight = Annotated[
     float,
     Field(
         ge=0,
-        le=1000,
+        le=100,
         description="of a term that keeps each subject's word out of the other's half of a collage, in the maps of the "
         "cross-attention (SVDiff's Unmix); needs collages; 0: off",
     ),
