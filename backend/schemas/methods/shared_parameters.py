@@ -41,8 +41,8 @@ UnmixWeight = Annotated[
     Field(
         ge=0,
         le=100,
-        description="of a term that keeps each subject's word out of the other's half of a collage, in the maps of the "
-        "cross-attention (SVDiff's Unmix); needs collages; 0: off",
+        description="how strongly each subject's word is kept out of the other's half of a collage, in the maps of the "
+        "cross-attention (SVDiff's Unmix; 1 is enough on toyworld); needs collages; 0: off",
     ),
     AfterValidator(_on_collages),
 ]
