@@ -112,12 +112,15 @@ def test_collages_name_both_and_keep_the_rest(
 
 
 @pytest.mark.parametrize("method", WITH_COLLAGES)
+@pytest.mark.parametrize("unmix", [0.0, 10.0])
 def test_a_joint_step_with_collages_trains(
-    method: str, base: DiffusionModel, photos: list[Path], tmp_path: Path
+    method: str, unmix: float, base: DiffusionModel, photos: list[Path], tmp_path: Path
 ) -> None:
-    trainee = prepare(base, pair(photos), tmp_path, method=method, batch_size=4, collages=0.9)
+    shares = {"collages": 0.9, "unmix_weight": unmix}
+    trainee = prepare(base, pair(photos), tmp_path, method=method, batch_size=4, **shares)
     with trainee.installed():
         progress = Progress(trainee)
         [loss] = advance(base, [progress], InProcessRun())
     assert torch.isfinite(loss.total)
+    assert (loss.unmix is not None and bool(loss.unmix > 0)) is (unmix > 0)
     assert progress.done == 1

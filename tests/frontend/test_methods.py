@@ -124,8 +124,10 @@ def test_every_field_says_what_it_means_takes_and_is_when_empty(shop: Shop, meth
             assert "empty: " in said, key
 
 
-CLASHING = {"lora": ("use_dora",)}
-"""What cannot be ticked beside everything else: DoRA with an orthogonal basis."""
+CLASHING = {"lora": ("use_dora",), "custom-diffusion": ("word",)}
+"""What cannot be chosen beside everything else: DoRA with an orthogonal basis, no word whose attention could be kept in
+its half.
+"""
 
 
 @pytest.mark.parametrize("method", CARDS)

@@ -43,6 +43,8 @@ WORDS = [
     "city",
     "grass",
     "room",
+    "left",
+    "right",
 ]
 POSITIONS = 24
 RESOLUTION = 32

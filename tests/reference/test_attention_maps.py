@@ -18,6 +18,7 @@ from worker.ml.sampling.attention_guidance import gradient, least_attended
 
 Array = NDArray[np.float64]
 WORDS = ((5, 6), (8,))
+MIDDLE = torch.tensor(500)
 
 
 def softmax(scores: Array) -> Array:
@@ -56,7 +57,9 @@ def slow_loss(maps: Array, height: int, width: int) -> float:
     return float(1.0 - min(largest))
 
 
-def asked_of(model: DiffusionModel, noisy: torch.Tensor, kv: object) -> dict[int, Array]:
+def asked_of(
+    model: DiffusionModel, noisy: torch.Tensor, kv: object, t: torch.Tensor = MIDDLE
+) -> dict[int, Array]:
     """What hidden states ask in each cross-attention of a pass, seen from outside the processor."""
     seen: dict[int, Array] = {}
     handles = [
@@ -66,7 +69,7 @@ def asked_of(model: DiffusionModel, noisy: torch.Tensor, kv: object) -> dict[int
         for layer, (_, attn) in enumerate(cross_attention_modules(model.denoiser))
     ]
     with torch.no_grad():
-        model.predict(noisy, torch.tensor(500), kv)  # type: ignore[arg-type]
+        model.predict(noisy, t, kv)  # type: ignore[arg-type]
     for handle in handles:
         handle.remove()
     return seen

@@ -47,7 +47,7 @@ def maps(conditioning: Conditioning, size: Size) -> Tensor:
     queries = conditioning.queries or {}
     positions = middle([query.shape[2] for query in queries.values()])
     heads = [
-        _probabilities(query, conditioning.kv.keys[layer])
+        probabilities(query, conditioning.kv.keys[layer])
         for layer, query in queries.items()
         if query.shape[2] == positions
     ]
@@ -61,8 +61,8 @@ def middle(positions: Sequence[int]) -> int:
     return coarsest_first[min(1, len(coarsest_first) - 1)]
 
 
-def _probabilities(query: Tensor, key: Tensor) -> Tensor:
-    """query [B, heads, n, d_head], key [B, T, inner] -> [B, heads, n, T], in float32 at least."""
+def probabilities(query: Tensor, key: Tensor) -> Tensor:
+    """query [B, heads, n, d_head], key [B, T, inner] -> [B, heads, n, T] in [0, 1], in float32 at least."""
     wide = torch.promote_types(query.dtype, torch.float32)
     keys = key.view(*key.shape[:2], query.shape[1], -1).permute(0, 2, 3, 1)
     scores: Tensor = query.to(wide) @ keys.to(wide) / query.shape[-1] ** 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from backend.schemas.methods.card import MethodCard, Presets
 from backend.schemas.methods.prior_source import DRAWN, FEW_DRAWN, Prior
@@ -18,6 +18,7 @@ from backend.schemas.methods.shared_parameters import (
     PriorImages,
     PriorSteps,
     PriorWeight,
+    UnmixWeight,
 )
 from backend.schemas.strict import Strict
 
@@ -60,9 +61,19 @@ class CustomDiffusionParams(Strict):
     augment: Annotated[bool, Field(description="resize photos at random and say so in the caption")] = True
     flip: Flip = True
     collages: Collages = 0.0
+    unmix_weight: UnmixWeight = 0.0
     companions: Companions = 0.0
     max_grad_norm: MaxGradNorm = 1.0
     preview_every: PreviewEvery = 50
+
+    @field_validator("unmix_weight")
+    @classmethod
+    def _of_words(cls, weight: float, others: ValidationInfo) -> float:
+        if weight > 0 and others.data.get("word") == "class-noun":
+            raise ValueError(
+                "Categories taught by their plain names have no word of their own, and are never part of a collage."
+            )
+        return weight
 
     @property
     def new_category(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 BatchSize = Annotated[int, Field(ge=1, le=64, description="photos a step; as many prior images come along")]
 PriorWeight = Annotated[
@@ -26,6 +26,27 @@ Collages = Annotated[
         "(SVDiff's Cut-Mix: 0.6)",
     ),
 ]
+
+
+def _on_collages(weight: float, others: ValidationInfo) -> float:
+    if weight > 0 and others.data.get("collages") == 0:
+        raise ValueError(
+            "There are no collages that it could act on: set collages above 0 too, or this to 0."
+        )
+    return weight
+
+
+UnmixWeight = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=100,
+        description="how strongly each subject's word is kept out of the other's half of a collage, in the maps of the "
+        "cross-attention (SVDiff's Unmix; 1 is enough on toyworld); needs collages; 0: off",
+    ),
+    AfterValidator(_on_collages),
+]
+"""To stand behind ``collages``, which it looks at."""
 Companions = Annotated[
     float,
     Field(

@@ -112,6 +112,7 @@ class CustomDiffusion:
             preview_every=params.preview_every,
             fingerprint=fingerprint(self.name, model, concepts, params, seed),
             prior_weight=params.prior_weight,
+            unmix_weight=params.unmix_weight,
             max_grad_norm=params.max_grad_norm,
             installed=alongside if weight_side else nullcontext,
         )

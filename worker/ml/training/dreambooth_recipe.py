@@ -60,6 +60,8 @@ class RecipeParams(Protocol):
     @property
     def collages(self) -> float: ...
     @property
+    def unmix_weight(self) -> float: ...
+    @property
     def companions(self) -> float: ...
     @property
     def max_grad_norm(self) -> float: ...
@@ -143,6 +145,7 @@ class Recipe:
             preview_every=params.preview_every,
             fingerprint=fingerprint(self.card.name, model, self.concepts, params, self.seed),
             prior_weight=params.prior_weight,
+            unmix_weight=params.unmix_weight,
             max_grad_norm=params.max_grad_norm,
             detach_first=False,
             installed=installed,

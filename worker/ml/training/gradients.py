@@ -11,7 +11,8 @@ computed again in halves, as is every later step. Where halves do not fit either
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +23,40 @@ from worker.ml.errors import DeviceMemoryShort
 from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
 from worker.ml.streams import rng
-from worker.ml.training.losses import Loss, masked_squared_error, min_snr_weight, row_weights, with_prior
+from worker.ml.training.losses import (
+    Loss,
+    masked_squared_error,
+    min_snr_weight,
+    row_weights,
+    unmix_term,
+    with_prior,
+)
 from worker.ml.training.trainee import Rows
+from worker.ml.training.unmix import Sides, placed_words, unmix_losses
 
 if TYPE_CHECKING:
     from worker.ml.training.loop import Progress
 
 HALVES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """Of rows of one trainee: ``errors`` [B], and ``L_unmix`` [R] of the collages among them, None where nobody asks
+    for or there are none.
+    """
+
+    errors: Tensor
+    unmix: Tensor | None
+
+    def detached(self) -> RowLosses:
+        return RowLosses(self.errors.detach(), None if self.unmix is None else self.unmix.detach())
+
+    @staticmethod
+    def concatenated(parts: Sequence[RowLosses]) -> RowLosses:
+        """The rows of ``parts`` one after another."""
+        unmix = [part.unmix for part in parts if part.unmix is not None]
+        return RowLosses(torch.cat([part.errors for part in parts]), torch.cat(unmix) if unmix else None)
 
 
 def losses_with_gradients(
@@ -67,14 +95,16 @@ def _computed(model: DiffusionModel, active: Sequence[Progress], batches: Sequen
     if parts > 1:
         return _in_parts(model, active, batches, parts)
     whole = [slice(0, len(rows.latents)) for rows in batches]
-    losses = [
-        with_prior(rows_of, rows.prior, progress.trainee.prior_weight, rows.tokens)
-        for rows_of, rows, progress in zip(
-            _row_losses(model, active, batches, whole), batches, active, strict=True
-        )
-    ]
+    found = _row_losses(model, active, batches, whole)
+    losses = [_loss(*each) for each in zip(active, batches, found, strict=True)]
     _backward([loss.total for loss in losses])
     return losses
+
+
+def _loss(progress: Progress, rows: Rows, found: RowLosses) -> Loss:
+    trainee = progress.trainee
+    loss = with_prior(found.errors, rows.prior, trainee.prior_weight, rows.tokens)
+    return loss.with_unmix(found.unmix, rows.prior, trainee.unmix_weight)
 
 
 def _in_parts(
@@ -84,16 +114,19 @@ def _in_parts(
         row_weights(rows.prior, progress.trainee.prior_weight).to(model.device)
         for rows, progress in zip(batches, active, strict=True)
     ]
-    found: list[list[Tensor]] = [[] for _ in active]
+    found: list[list[RowLosses]] = [[] for _ in active]
     for part in range(parts):
         chosen = [_share(len(rows.latents), part, parts) for rows in batches]
         row_losses = _row_losses(model, active, batches, chosen)
-        _backward([(w[c] * of).sum() for w, c, of in zip(weights, chosen, row_losses, strict=True)])
-        for kept, of in zip(found, row_losses, strict=True):
-            kept.append(of.detach())
+        totals = [(w[c] * of.errors).sum() for w, c, of in zip(weights, chosen, row_losses, strict=True)]
+        for nth, (progress, rows, of) in enumerate(zip(active, batches, row_losses, strict=True)):
+            if of.unmix is not None:
+                totals[nth] = totals[nth] + unmix_term(of.unmix, rows.prior, progress.trainee.unmix_weight)
+            found[nth].append(of.detached())
+        _backward(totals)
     return [
-        with_prior(torch.cat(kept), rows.prior, progress.trainee.prior_weight, rows.tokens)
-        for kept, rows, progress in zip(found, batches, active, strict=True)
+        _loss(progress, rows, RowLosses.concatenated(kept))
+        for progress, rows, kept in zip(active, batches, found, strict=True)
     ]
 
 
@@ -110,9 +143,10 @@ def _backward(totals: Sequence[Tensor]) -> None:
 
 def _row_losses(
     model: DiffusionModel, active: Sequence[Progress], batches: Sequence[Rows], chosen: Sequence[slice]
-) -> list[Tensor]:
-    """Per trainee [B]: the loss of each of its chosen rows, all in one batch of the denoiser."""
+) -> list[RowLosses]:
+    """The losses of each trainee's chosen rows, all in one batch of the denoiser."""
     noisy, timesteps, targets, masks, conditionings = [], [], [], [], []
+    collages = list[dict[int, Sides]]()
     for progress, rows, part in zip(active, batches, chosen, strict=True):
         trainee = progress.trainee
         x_t, t, target = model.noised(rows.latents, rng(trainee.seed, "noise", progress.done))
@@ -129,8 +163,12 @@ def _row_losses(
             encoder_gradient=trainee.trains_text_encoder,
         )
         conditionings.append(texts.rows(rows.prompt_of_row[part]))
-    t = torch.cat(timesteps)
-    prediction = model.predict(torch.cat(noisy), t, Conditioning.concatenated(conditionings))
+        collages.append(placed_words(model, rows, part) if trainee.unmix_weight else {})
+    counts = [len(part) for part in timesteps]
+    conditioning = Conditioning.concatenated(conditionings)
+    if any(collages):
+        conditioning = replace(conditioning, queries={})
+    prediction = model.predict(torch.cat(noisy), torch.cat(timesteps), conditioning)
     losses = masked_squared_error(prediction, torch.cat(targets), torch.cat(masks))
     gammas = [progress.trainee.min_snr_gamma for progress in active]
     if any(gamma is not None for gamma in gammas):
@@ -141,7 +179,22 @@ def _row_losses(
             for part, gamma in zip(timesteps, gammas, strict=True)
         ]
         losses = losses * torch.cat(weights)
-    return list(torch.split(losses, [len(part) for part in timesteps]))
+    unmix = _unmixed(conditioning, noisy, collages)
+    return [RowLosses(*each) for each in zip(torch.split(losses, counts), unmix, strict=True)]
+
+
+def _unmixed(
+    conditioning: Conditioning, noisy: Sequence[Tensor], collages: Sequence[Mapping[int, Sides]]
+) -> list[Tensor | None]:
+    """``L_unmix`` of each trainee's ``collages``, whose rows of the batch follow one another."""
+    found = list[Tensor | None]()
+    first = 0
+    for latents, own in zip(noisy, collages, strict=True):
+        size = (latents.shape[-2], latents.shape[-1])
+        placed = {first + place: words for place, words in own.items()}
+        found.append(unmix_losses(conditioning, size, placed) if placed else None)
+        first += len(latents)
+    return found
 
 
 def _with_own_predictions(

@@ -255,6 +255,7 @@ def deal_lessons(
             prior += [True] * turns
             tokens += [concept.token] * turns
     shown, fields = torch.cat(latents), torch.cat(masks)
+    sides = dict[int, tuple[str, str]]()
     for row, among in companion_rows(lessons, tokens, prior, share=companions, seed=seed, step=step).items():
         shown[row], fields[row], captions[row] = among
     for row, (left, right) in collage_rows(
@@ -264,6 +265,8 @@ def deal_lessons(
             lessons, left, right, prior[row], rng(seed, f"halves/{row}", step)
         )
         fields[row], tokens[row] = 1.0, ""
+        if not prior[row]:
+            sides[row] = lessons[left].concept.token, lessons[right].concept.token
     distinct = list(dict.fromkeys(captions))
     return Rows(
         latents=shown,
@@ -275,4 +278,5 @@ def deal_lessons(
             (each.prior.untouched for each in lessons if isinstance(each.prior, PriorPrediction)), None
         ),
         tokens=tokens if len(lessons) > 1 else (),
+        sides=sides,
     )

@@ -166,6 +166,8 @@ def _after_step(active: Sequence[Progress], losses: Sequence[Loss], cadence: Cad
         metrics = {"loss": loss.total.item(), "photo_loss": loss.photos.item()}
         if loss.prior is not None:
             metrics["prior_loss"] = loss.prior.item()
+        if loss.unmix is not None:
+            metrics["unmix_loss"] = loss.unmix.item()
         metrics |= {f"photo_loss/{token}": of.item() for token, of in loss.by_token.items()}
         metrics |= progress.trainee.measures()
         if progress.parts > 1:

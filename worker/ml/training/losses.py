@@ -7,7 +7,7 @@ same``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,12 +34,21 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: PredictionType) -
 class Loss:
     """``total`` is what is minimised; ``photos`` and ``prior`` its two means before lambda (prior is None
     without one). ``by_token``: of a joint training, the mean over the photo rows of each concept that has any.
+    ``unmix``: the mean over the collages before its weight; None where it is not asked for or there is no collage.
     """
 
     total: Tensor
     photos: Tensor
     prior: Tensor | None
     by_token: Mapping[str, Tensor] = field(default_factory=dict)
+    unmix: Tensor | None = None
+
+    def with_unmix(self, collages: Tensor | None, prior: Sequence[bool], weight: float) -> Loss:
+        """The same with ``L_unmix`` of every collage [R] (see `worker.ml.training.unmix`)."""
+        if collages is None:
+            return self
+        total = self.total + unmix_term(collages, prior, weight)
+        return replace(self, total=total, unmix=collages.detach().mean())
 
 
 def row_weights(prior: Sequence[bool], prior_weight: float) -> Tensor:
@@ -47,6 +56,13 @@ def row_weights(prior: Sequence[bool], prior_weight: float) -> Tensor:
     preserved = sum(prior)
     photos = len(prior) - preserved
     return torch.tensor([prior_weight / preserved if of_prior else 1.0 / photos for of_prior in prior])
+
+
+def unmix_term(collages: Tensor, prior: Sequence[bool], weight: float) -> Tensor:
+    """What ``L_unmix`` [R] of collages adds to the objective: that of a photo row that is none is 0, so that a collage
+    counts as much in a batch as alone.
+    """
+    return weight * collages.sum() / (len(prior) - sum(prior))
 
 
 def with_prior(

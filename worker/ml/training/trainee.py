@@ -34,6 +34,7 @@ class Rows:
     ``prompt_of_row`` [B] indexes them; ``prior`` [B]: the row belongs to the prior term. ``untouched``: the targets of
     the prior rows are what this model predicts for them, and not the noise that was drawn. ``tokens`` [B]: the concept
     that a row teaches or preserves; empty for a collage of several, and all of it where a training is of one.
+    ``sides``: of the rows that are collages of photos, the tokens that stand left and right.
     """
 
     latents: Tensor
@@ -43,6 +44,7 @@ class Rows:
     prior: Sequence[bool]
     untouched: Untouched | None = None
     tokens: Sequence[str] = ()
+    sides: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Trainee:
     are the denoiser's own. ``constrain()`` runs after every optimiser step; ``measures()`` are further numbers
     to report with it. ``trains_text_encoder``: text states change from step to step. ``followers`` are tensors without
     a gradient that ``constrain`` changes: with the trained ones they are what a checkpoint holds (ADR 7). For
-    ``optimiser`` see `worker.ml.training.optimiser`.
+    ``optimiser`` see `worker.ml.training.optimiser`, for ``unmix_weight`` `worker.ml.training.unmix`.
     """
 
     unit: str
@@ -68,6 +70,7 @@ class Trainee:
     preview_every: int
     fingerprint: str
     prior_weight: float = 1.0
+    unmix_weight: float = 0.0
     max_grad_norm: float = 1.0
     min_snr_gamma: float | None = None
     detach_first: bool = True
