@@ -63,9 +63,9 @@ def test_without_a_place_nothing_is_kept(model: DiffusionModel) -> None:
 
 
 def flip(content: bytes) -> bytes:
-    """Another number in the middle of U."""
+    """Other numbers in the middle of U: of four bytes one holds an exponent, wherever numbers begin."""
     place = len(content) // 3
-    return content[:place] + bytes([content[place] ^ 0x7F, content[place + 1] ^ 0x7F]) + content[place + 2 :]
+    return content[:place] + bytes(byte ^ 0x7F for byte in content[place : place + 4]) + content[place + 4 :]
 
 
 @pytest.mark.parametrize(
