@@ -1,8 +1,9 @@
-"""Reads an untrusted native weights file without tensor libraries: ``python -m backend.weights_file PATH``, confined.
+"""Reads an untrusted weights file, ours or another program's: ``python -m backend.weights_file PATH``, confined and
+without tensor libraries.
 
 Strict where the format is lenient: the header is bounded before it is parsed, its keys are unique, the tensors lie one
-after the other without gaps and fill the file, every number is finite and of a size that weights have, the metadata
-holds only what this program writes. What the file claims about a base model is for the caller to compare.
+after the other without gaps and fill the file, every number is finite and of a size that weights have, and our own
+metadata hold only what this program writes. What the file claims about a base model is for the caller to compare.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pydantic import ValidationError
 
 from backend import strict_json
 from backend.confined import confine
-from backend.schemas.weights import ReadWeights, TensorShape, WeightsManifest
+from backend.schemas.foreign_names import ADAPTER_METADATA
+from backend.schemas.weights import ReadForeign, ReadWeights, TensorShape, WeightsManifest
 from backend.schemas.weights_layout import WIDTH_BYTES
 
 CPU_S = 60
@@ -44,8 +46,8 @@ class Refused(Exception):
         self.code, self.detail = code, detail
 
 
-def read(path: Path) -> ReadWeights:
-    """The manifest and the shape of every tensor. Raises Refused."""
+def read(path: Path) -> ReadWeights | ReadForeign:
+    """The manifest and the shape of every tensor; of another program's file where the tensors stand. Raises Refused."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -59,13 +61,18 @@ def read(path: Path) -> ReadWeights:
                 "weights-invalid", "This is not a safetensors file, or its header has an impossible length."
             )
         header = _header(file.read(length))
-        manifest = _manifest(header.pop("__metadata__", None))
+        metadata = header.pop("__metadata__", None) or {}
+        ours = isinstance(metadata, dict) and "moongate" in metadata
+        manifest = _manifest(metadata) if ours else None
         tensors = _tensors(header, size - 8 - length)
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             file.seek(8 + length + first)
             _require_sound(file, last - first, name, entry["dtype"])
-    return ReadWeights(manifest=manifest, tensors=tensors)
+    if manifest is not None:
+        return ReadWeights(manifest=manifest, tensors=tensors)
+    starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+    return ReadForeign(tensors=tensors, starts=starts, adapter=_adapter(metadata))
 
 
 def _header(raw: bytes) -> dict[str, Any]:
@@ -80,12 +87,19 @@ def _header(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _manifest(metadata: object) -> WeightsManifest:
-    if not isinstance(metadata, dict) or "moongate" not in metadata:
-        raise Refused(
-            "weights-foreign",
-            "This file was not made by Moongate: it says nothing of its method and base model.",
-        )
+def _adapter(metadata: object) -> dict[str, Any]:
+    """The configuration that diffusers keeps in the header; nothing where there is none. The rest is not looked at."""
+    said = metadata.get(ADAPTER_METADATA, "{}") if isinstance(metadata, dict) else None
+    try:
+        found = strict_json.parsed(said) if isinstance(said, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refused("weights-invalid", "What the header says of the adapter is not readable.")
+    return found
+
+
+def _manifest(metadata: dict[str, Any]) -> WeightsManifest:
     for key, value in metadata.items():
         plain = isinstance(value, str) and len(value) <= METADATA_LIMIT_CHARACTERS and value.isprintable()
         if not METADATA_KEYS.fullmatch(key) or not plain:

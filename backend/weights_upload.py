@@ -14,7 +14,7 @@ from typing import BinaryIO
 from backend.confined import environment
 from backend.errors import AppError, Invalid, TooLarge, UnsupportedMedia
 from backend.schemas.problems import FieldError
-from backend.schemas.weights import ReadWeights
+from backend.schemas.weights import ReadForeign, ReadWeights
 from backend.uploads import Shelf
 
 READING_S = 60.0
@@ -32,7 +32,18 @@ class ReceivedWeights:
         self.path.unlink(missing_ok=True)
 
 
-def receive(shelf: Shelf, file: BinaryIO, limit_bytes: int) -> ReceivedWeights:
+@dataclass(frozen=True)
+class ReceivedForeign:
+    """A sound file of another program; ``services.foreign_imports.native`` makes a native one of it and discards it."""
+
+    path: Path
+    read: ReadForeign
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def receive(shelf: Shelf, file: BinaryIO, limit_bytes: int) -> ReceivedWeights | ReceivedForeign:
     """Stage the bytes and read them in a child. Raises an AppError at ``/file``; then nothing is kept."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -46,13 +57,14 @@ def receive(shelf: Shelf, file: BinaryIO, limit_bytes: int) -> ReceivedWeights:
     try:
         with path.open("xb") as copy:
             shutil.copyfileobj(file, copy)
-        return ReceivedWeights(path, _read(path))
+        read = _read(path)
+        return ReceivedWeights(path, read) if isinstance(read, ReadWeights) else ReceivedForeign(path, read)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
-def _read(path: Path) -> ReadWeights:
+def _read(path: Path) -> ReadWeights | ReadForeign:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "backend.weights_file", str(path)],
@@ -65,9 +77,9 @@ def _read(path: Path) -> ReadWeights:
         answer = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError):
         raise _refusal("weights-invalid", "This file cannot be read. Export it again.") from None
-    if "manifest" not in answer:
+    if "code" in answer:
         raise _refusal(answer["code"], answer["detail"])
-    return ReadWeights.model_validate(answer)
+    return (ReadWeights if "manifest" in answer else ReadForeign).model_validate(answer)
 
 
 def _refusal(code: str, detail: str) -> AppError:

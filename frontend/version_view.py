@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from backend.schemas.concepts import Concept
 from backend.schemas.weights import WeightsAnalysis
-from backend.services import bases, weights
+from backend.services import bases, exports, weights
 from backend.storage import Storage
 from frontend import calibration_view, measure_view, merge_view, phrases, smaller_form
 from frontend.calibration_view import CalibrationView
@@ -17,6 +17,11 @@ from frontend.measure_view import EvaluationView
 from frontend.smaller_form import CutView, SmallerForm
 
 MOST_SITES = 40
+FORMATS: dict[str, tuple[str, str]] = {
+    "kohya": ("web UIs", "Works in A1111, ComfyUI and kohya's scripts. Take the word along."),
+    "diffusers": ("diffusers", "Works with load_lora_weights. Take the word along."),
+    "embedding": ("the word", "Works in the embeddings folder of web UIs and with load_textual_inversion."),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class VersionView:
     steps: int
     size_bytes: int
     file_url: str
+    formats: list[tuple[str, str, str]]
+    """Layouts of other programs: name, title, and a sentence that says where they work."""
     created_at: datetime
     sites: list[SiteBar]
     changed: int
@@ -89,6 +96,7 @@ def _version(session: Session, storage: Storage, owner: str, weights_id: str) ->
         steps=shown.manifest.steps,
         size_bytes=shown.size_bytes,
         file_url=shown.file_url,
+        formats=[(each, *FORMATS[each]) for each in exports.offered(storage, row) if each in FORMATS],
         created_at=shown.created_at,
         sites=[
             SiteBar(phrases.layer(site.site), site.site, site.relative_change)

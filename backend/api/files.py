@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from backend.api.revalidation import matches
 from backend.errors import NotFound
@@ -46,6 +48,16 @@ def send(
         content_disposition_type=disposition,
         stat_result=path.lstat(),
     )
+
+
+def stream(pieces: Iterator[bytes], *, media_type: str, name: str) -> Response:
+    """A file that is made while it is sent."""
+    headers = {
+        "cache-control": "private, no-cache",
+        "content-disposition": f"attachment; filename*=utf-8''{quote(name)}",
+        "content-security-policy": SANDBOX,
+    }
+    return StreamingResponse(pieces, headers=headers, media_type=media_type)
 
 
 def file_of(*media_types: str) -> dict[str, Any]:

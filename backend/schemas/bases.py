@@ -55,7 +55,17 @@ class BaseDescription(Strict):
     )
     text_sites: dict[str, list[int]] = Field(
         default_factory=dict,
-        description="shape of every key and value matrix of cross-attention, by its site",
+        description="shape of every key and value matrix of cross-attention, by its site, in the network's order",
+    )
+    denoiser_shapes: dict[str, list[int]] = Field(
+        default_factory=dict, description="shape of every parameter of the denoiser, by its path"
+    )
+    encoder_shapes: dict[str, list[int]] = Field(
+        default_factory=dict,
+        description="the same of the text encoder, but for its table of words; paths lack `text_model.`",
+    )
+    prediction_type: Literal["", "epsilon", "v_prediction", "flow"] = Field(
+        default="", description="what the denoiser predicts; empty: an earlier version did not say"
     )
     token_width: int = Field(default=0, description="numbers in a row of the text encoder's token embedding")
     backbone: Backbone = Field(default=SHIPPED, description="whose presets of the methods fit")

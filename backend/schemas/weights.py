@@ -61,6 +61,9 @@ class WeightsManifest(Strict):
     parents: list[str] = Field(default_factory=list, description="ids of the weights these were made from")
     compression: Compression | None = None
     merge: str | None = Field(default=None, description="the merge that made them of their parents")
+    origin: Literal["kohya", "diffusers"] | None = Field(
+        default=None, description="the layout of another program's file that they were read from"
+    )
     scale: float = Field(
         default=1.0, ge=0.0, le=2.0, description="what a prompt gets that names none; found by calibration"
     )
@@ -71,7 +74,7 @@ class TensorShape(Strict):
     """Type and shape of one tensor of a file."""
 
     dtype: Literal["F32", "F16", "BF16", "I8"]
-    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(max_length=4)]
 
 
 class ReadWeights(Strict):
@@ -79,6 +82,16 @@ class ReadWeights(Strict):
 
     manifest: WeightsManifest
     tensors: dict[str, TensorShape]
+
+
+class ReadForeign(Strict):
+    """What was read of an uploaded file of another program. ``starts``: where each tensor's bytes begin in the file;
+    ``adapter``: what diffusers says of the adapter in the header, as it stands there.
+    """
+
+    tensors: dict[str, TensorShape]
+    starts: dict[str, int]
+    adapter: dict[str, Any]
 
 
 class Weights(Strict):

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.errors import Conflict, Invalid, NotFound
+from backend.errors import Conflict, NotFound
 from backend.models import ConceptWeights, WeightsConcept, now
 from backend.schemas import weights as schemas
 from backend.schemas.weights import WeightsAnalysis, WeightsManifest
 from backend.services import dependants, owned, paging
-
-EXPORT_FORMATS = frozenset({"diffusers", "kohya", "webui", "embedding"})
 
 
 def get(session: Session, owner_id: str, weights_id: str) -> ConceptWeights:
@@ -39,14 +37,6 @@ def analysis(row: ConceptWeights) -> WeightsAnalysis:
     if row.analysis is None:
         raise NotFound("These weights came without an analysis.")
     return WeightsAnalysis.model_validate(row.analysis)
-
-
-def require_native(file_format: str) -> None:
-    """Conflict ``export-first`` for a format that is not the weights' own."""
-    if file_format in EXPORT_FORMATS:
-        raise Conflict("These weights have not been exported to that format.", code="export-first")
-    if file_format != "native":
-        raise Invalid.at("/format", "There is no such format.")
 
 
 def file_name(session: Session, row: ConceptWeights) -> str:

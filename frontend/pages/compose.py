@@ -15,13 +15,15 @@ from starlette.responses import Response
 
 from backend.errors import AppError, Invalid, NotFound
 from backend.schemas.bases import BaseModelInfo, SamplingDefaults
+from backend.schemas.concepts import Concept
 from backend.schemas.generations import SCHEDULERS, GenerationCreate, ImageRecipe
 from backend.schemas.images import Image
 from backend.schemas.jobs import Job
-from backend.services import bases, concepts, generations, images, jobs
+from backend.services import bases, concepts, generations, images, jobs, prompts
 from backend.studio import Studio
-from frontend import job_view, pictures
+from frontend import gate_fields, job_view, pictures
 from frontend.asking import Form, Owner, Studied, beside_fields, checked_id, filled, text, valid
+from frontend.gate_fields import GateField
 from frontend.rendering import PageRoute, render, see
 
 router = APIRouter(route_class=PageRoute)
@@ -69,11 +71,15 @@ def compose(
     """``job`` shows that job first and fills the box from it; ``from`` fills it from a picture's recipe."""
     values = dict.fromkeys(FIELDS, "") | {"prompt": prompt}
     with studio.reading() as session:
+        request_of: dict[str, Any] = {}
         if job:
-            values |= _from_request(jobs.get(session, owner, checked_id(job)).request)
+            request_of = jobs.get(session, owner, checked_id(job)).request
         elif image:
             recipe = ImageRecipe.model_validate(images.get(session, owner, checked_id(image)).recipe)
-            values |= _from_request(recipe.model_dump(exclude=set() if seed else {"seed"}))
+            request_of = recipe.model_dump(exclude=set() if seed else {"seed"})
+        values |= _from_request(request_of)
+        gates = gate_fields.offered(session, owner, _known(session, owner), values["base"])
+        values |= gate_fields.values(gates, request_of.get("weights") or ())
     return _page(request, studio, owner, values, {}, first=job)
 
 
@@ -90,13 +96,15 @@ def _from_request(request: dict[str, Any]) -> dict[str, str]:
 
 @router.post("/compose")
 def draw(request: Request, studio: Studied, owner: Owner, form: Form) -> Response:
+    with studio.reading() as session:
+        gates = gate_fields.offered(session, owner, _known(session, owner), text(form, "base"))
     try:
-        body = valid(GenerationCreate, _wanted(form))
+        body = valid(GenerationCreate, _wanted(form, gates))
         studio.storage.require_space()
         with studio.writing() as session:
             job = generations.start(session, owner, body, studio.settings.max_queued_jobs)
     except AppError as error:
-        values = {name: text(form, name) for name in FIELDS}
+        values = {name: text(form, name) for name in FIELDS} | gate_fields.typed(form, gates)
         return _page(request, studio, owner, values, _told(error), status=error.status)
     return see(f"/compose?job={job.id}")
 
@@ -108,10 +116,12 @@ def _told(error: AppError) -> dict[str, str]:
         if found := re.match(r"/regions/(\d+)", wrong.pointer):
             said["regions"] = f"Box {int(found[1]) + 1}: {wrong.detail}"
             break
+        if re.match(r"/weights/\d+/gate", wrong.pointer):
+            said["weights"] = f"Gate: {wrong.detail}"
     return said
 
 
-def _wanted(form: Form) -> dict[str, Any]:
+def _wanted(form: Form, gates: list[GateField]) -> dict[str, Any]:
     wanted: dict[str, Any] = filled(form, [name for name in FIELDS if name not in ("size", "regions")])
     wanted["prompt"] = text(form, "prompt")
     if drawn := text(form, "regions"):
@@ -119,6 +129,9 @@ def _wanted(form: Form) -> dict[str, Any]:
             wanted["regions"] = json.loads(drawn)
         except ValueError:
             raise Invalid.at("/regions", "The boxes cannot be read. Draw them again.") from None
+    named = prompts.tokens(f"{wanted['prompt']} {drawn}")  # of the boxes too, whatever else their JSON says
+    if weights := gate_fields.chosen(form, gates, named):
+        wanted["weights"] = weights
     width, cross, height = text(form, "size").partition("x")
     return wanted | ({"width": width, "height": height} if cross else {})
 
@@ -137,7 +150,9 @@ def _page(
         known = bases.list_all(session)
         base = next((one for one in known if one.id == values["base"]), known[0] if known else None)
         example = base.example_prompts[0] if base and base.example_prompts else "a photo of {} on the beach"
-        completions = _completions(session, owner)
+        known_concepts = _known(session, owner)
+        completions = _completions(session, owner, known_concepts)
+        gates = gate_fields.offered(session, owner, known_concepts, values["base"])
         taught = f"@{completions[0]['token']}" if completions else "a dog"
         return render(
             request,
@@ -150,22 +165,29 @@ def _page(
             sizes=_sizes(base),
             schedulers=SCHEDULERS,
             completions=completions,
+            gates=gates,
+            gates_given=any(values.get(field.name(part)) for field in gates for part in gate_fields.PARTS),
             example=example.replace("{}", taught),
             results=_results(session, owner, first),
         )
 
 
-def _completions(session: Session, owner: str) -> list[dict[str, str]]:
+def _known(session: Session, owner: str) -> list[Concept]:
+    """The owner's concepts, newest first."""
+    rows, _ = concepts.page(session, owner, limit=MOST_CONCEPTS)
+    return concepts.to_schemas(session, rows)
+
+
+def _completions(session: Session, owner: str, known: list[Concept]) -> list[dict[str, str]]:
     """Concepts that can stand in a prompt: those with weights, and those that are being taught now."""
     lessons = job_view.lessons(session, owner)
-    rows, _ = concepts.page(session, owner, limit=MOST_CONCEPTS)
     return [
         {
             "token": concept.token,
             "name": concept.name,
             "picture": concept.picture_url or "",
         }
-        for concept in concepts.to_schemas(session, rows)
+        for concept in known
         if concept.weights or concept.id in lessons
     ]
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from backend import weights_upload
 from backend.errors import AppError, Invalid
 from backend.schemas.compressions import CompressionCreate
-from backend.services import compressions, concepts, imports, weights
+from backend.services import compressions, concepts, foreign_imports, imports, weights
 from frontend import smaller_form
 from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, checked_id, files, text, valid
 from frontend.pages.concepts import concept_page
@@ -32,8 +32,10 @@ def import_weights(request: Request, studio: Studied, owner: Owner, id: ItemId, 
             raise Invalid.at("/file", "Choose a file.")
         limit = studio.settings.max_weights_bytes
         received = weights_upload.receive(studio.storage, chosen[0].file, limit)
+        with studio.reading() as look:
+            received = foreign_imports.native(look, studio.storage, owner, received, concept_ids=[id])
         with studio.writing() as session:
-            imports.store(session, studio.storage, owner, received, id)
+            imports.store(session, studio.storage, owner, received, [id])
     except AppError as error:
         return concept_page(request, studio, owner, id, errors=beside_fields(error), status=error.status)
     return see(f"/concepts/{id}#versions")

@@ -20,7 +20,7 @@ def manifest(*tokens: str, **changes: Any) -> dict[str, Any]:
     said: dict[str, Any] = {
         "format_version": 1, "method": card.name, "side": "text", "base": "toy", "base_family": "toyworld",
         "base_hash": "ab" * 32, "prediction_type": "epsilon", "params": card.params_type().model_dump(mode="json"),
-        "seed": 5, "steps": 250, "parents": [], "compression": None, "merge": None, "scale": 1.0,
+        "seed": 5, "steps": 250, "parents": [], "compression": None, "merge": None, "origin": None, "scale": 1.0,
         "code_version": "0.1.0",
         "tokens": [
             {"token": t, "class_noun": "dog", "kind": "subject", "vectors": 1, "layers": []} for t in tokens or ("mia",)

@@ -58,8 +58,8 @@ class Case:
             return self.model.predict(*NOISY, text_kv(self.model, [Prompt(text, ((edit, scale),))]))
 
 
-def _weights(
-    model: DiffusionModel, takes: str, folder: Path, photos: list[Path], *, seed: int
+def inputs_for(
+    model: DiffusionModel, takes: str, folder: Path, photos: list[Path], *, seed: int = 3
 ) -> list[ConceptWeights]:
     """One a word, of a kind that a merge takes."""
     match takes:
@@ -84,7 +84,7 @@ def case(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Case:
     folder = tmp_path_factory.mktemp("merge")
-    own = _weights(model, MERGE_CARDS[request.param].takes, folder, photos, seed=3)
+    own = inputs_for(model, MERGE_CARDS[request.param].takes, folder, photos)
     inputs = [MergeInput(f"weights-{at}", each) for at, each in enumerate(own)]
     found = Case(request.param, model, inputs, None)  # type: ignore[arg-type]
     before = everything(model)

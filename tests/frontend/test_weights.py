@@ -65,3 +65,16 @@ def test_an_imported_concept_has_a_gate(client: TestClient, api: Api, workshop: 
     api.photos(concept, photo())
     shown_now = client.get(f"/api/v1/concepts/{concept}").json()
     assert shown_now["picture_url"] == shown_now["photos"][0]["thumbnail_url"] != picture
+
+
+def test_a_version_is_there_for_other_programs(client: TestClient, api: Api, workshop: Workshop) -> None:
+    concept = f"/concepts/{api.concept('Rex')['id']}"
+    client.post(f"{concept}/weights", files={"file": ("x", native())})
+    addresses = read(client.get(concept).text).addresses
+    [word] = [one for one in addresses if "?format=" in one]
+    assert word.endswith("?format=embedding")
+    answer = client.get(word)
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"].startswith("attachment; filename*=utf-8''mia-toy-")
+    assert client.get(word.replace("embedding", "kohya")).json()["code"] == "export-first"
+    assert client.get(word.replace("embedding", "ckpt")).status_code == 422

@@ -9,7 +9,8 @@ from peft import LoKrConfig
 from peft.tuners.lokr.layer import Linear as PeftLinear
 from peft.tuners.lokr.layer import factorization
 
-from worker.ml.methods.lokr import KroneckerChange, split
+from backend.schemas.methods.lokr import split
+from worker.ml.methods.lokr import KroneckerChange
 from worker.ml.streams import rng
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Annotated
 
 from pydantic import Field
@@ -56,6 +57,15 @@ STABLE_DIFFUSION: Presets = {
 """Rate, whole blocks, factors of 4 to 8 and the batch of eight (here four photos and four prior images) are those of
 LyCORIS's example and guidelines for SD 1.x; steps are DreamBooth's.
 """
+
+
+def split(size: int, factor: int) -> tuple[int, int]:
+    """(small, large) with ``small large = size``: small is the largest divisor that exceeds neither ``factor`` (0: no
+    bound) nor the root of ``size``.
+    """
+    most = min(factor or size, isqrt(size))
+    small = next(each for each in range(most, 0, -1) if size % each == 0)
+    return small, size // small
 
 
 CARD = MethodCard(

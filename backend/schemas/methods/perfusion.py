@@ -58,7 +58,7 @@ class WordGate(Strict):
     bias: Annotated[float, Field(ge=0, le=2)]
     temperature: Annotated[float, Field(gt=0, le=10)]
     locking: Literal["local", "global"]
-    scale: float = 1.0
+    scale: Annotated[float, Field(ge=-100, le=100)] = 1.0
 
 
 SMALL: Presets = {

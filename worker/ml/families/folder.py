@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import CLIPTokenizer
@@ -39,7 +39,11 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS: dict[str, Literal["epsilon", "v_prediction"]] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v_prediction",
+}
+BLOCKS = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 DEFAULT_FAMILY = "sd15"
 
 
@@ -171,9 +175,15 @@ def check_classes(folder: Path) -> None:
             raise BaseUnusable(f"The {component} of the base model is of class {config.get('_class_name')}.")
     if any(path.suffix == ".py" for path in folder.rglob("*.py")):
         raise BaseUnusable("The base model brings code of its own, which is never run.")
-    prediction = read_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise BaseUnusable(f"A base model that predicts {prediction} is not supported.")
+    prediction_type(folder)
+
+
+def prediction_type(folder: Path) -> Literal["epsilon", "v_prediction"]:
+    """What the denoiser predicts. Raises `BaseUnusable` for anything that is not supported."""
+    said = read_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
+    if said not in PREDICTIONS:
+        raise BaseUnusable(f"A base model that predicts {said} is not supported.")
+    return PREDICTIONS[said]
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -201,6 +211,7 @@ def describe(folder: Path, families: Mapping[str, tuple[tuple[str, ...], Backbon
     cell = 2 ** (len(vae["block_out_channels"]) - 1)
     resolution = said.resolution or int(unet["sample_size"]) * cell
     positions = int(encoder.get("max_position_embeddings", 77))
+    denoiser = parameter_shapes(folder, "unet")
     return BaseDescription(
         id=said.id or folder.resolve().name,
         family=family,
@@ -215,29 +226,52 @@ def describe(folder: Path, families: Mapping[str, tuple[tuple[str, ...], Backbon
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         example_prompts=said.example_prompts,
         class_nouns=said.class_nouns,
-        text_sites=text_sites(folder),
+        text_sites=text_sites(denoiser),
+        denoiser_shapes=denoiser,
+        encoder_shapes=encoder_shapes(folder),
+        prediction_type=prediction_type(folder),
         token_width=int(encoder["hidden_size"]),
         backbone=said.backbone or backbone,
     )
 
 
-def text_sites(folder: Path) -> dict[str, list[int]]:
-    """Shape [out, in] of every key and value matrix of cross-attention, from the headers of the denoiser's files.
+def parameter_shapes(folder: Path, component: str) -> dict[str, list[int]]:
+    """Shape of every parameter of a component by its path, from the headers of its files; buffers do not count.
 
     So the web process can tell whether imported weights fit without loading anything.
     """
     shapes: dict[str, list[int]] = {}
-    for path in weight_files(folder, "unet"):
+    for path in weight_files(folder, component):
         try:
             with path.open("rb") as file:
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES)))
         except ValueError:
             raise BaseUnusable(f"{path.name} of the base model is not a safetensors file.") from None
-        shapes.update(
-            {
-                name.removesuffix(".weight"): list(entry["shape"])
-                for name, entry in header.items()
-                if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
-            }
-        )
+        header.pop("__metadata__", None)
+        shapes |= {name: list(entry["shape"]) for name, entry in header.items() if "F" in str(entry["dtype"])}
     return dict(sorted(shapes.items()))
+
+
+def text_sites(denoiser: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Shape [out, in] of every key and value matrix of cross-attention, in the order of the network's modules."""
+    matrices = {
+        name.removesuffix(".weight"): shape
+        for name, shape in denoiser.items()
+        if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+    }
+    return {site: matrices[site] for site in sorted(matrices, key=_place)}
+
+
+def _place(site: str) -> tuple[int, list[int], str]:
+    """The library builds the blocks down, up, mid (methods.md 0.5), each numbered from 0."""
+    numbers = [int(part) for part in site.split(".") if part.isdecimal()]
+    return BLOCKS.get(site.partition(".")[0], len(BLOCKS)), numbers, site
+
+
+def encoder_shapes(folder: Path) -> dict[str, list[int]]:
+    """Of the text encoder, without its table of words and the ``text_model.`` of some versions of the library."""
+    shapes = {
+        name.removeprefix("text_model."): each
+        for name, each in parameter_shapes(folder, "text_encoder").items()
+    }
+    return {name: shape for name, shape in shapes.items() if name != "embeddings.token_embedding.weight"}

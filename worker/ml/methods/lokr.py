@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from backend.schemas.methods.lokr import CARD, LokrParams
+from backend.schemas.methods.lokr import CARD, LokrParams, split
 from worker.ml.adapters import (
     attention_layers,
     attention_trainee,
@@ -116,15 +115,6 @@ class Lokr:
 
     def deltas(self, model: DiffusionModel, weights: ConceptWeights) -> Mapping[str, Tensor]:
         return deltas_of(learned_changes(model, weights))
-
-
-def split(size: int, factor: int) -> tuple[int, int]:
-    """(small, large) with ``small large = size``: small is the largest divisor that exceeds neither ``factor`` (0: no
-    bound) nor the root of ``size``.
-    """
-    most = min(factor or size, isqrt(size))
-    small = next(each for each in range(most, 0, -1) if size % each == 0)
-    return small, size // small
 
 
 def untrained(module: torch.nn.Module, key: str, params: LokrParams, seed: int) -> KroneckerChange:
