@@ -3,15 +3,16 @@
 What a training learns usually overshoots: at its full scale the surroundings suffer and the judges read the class less
 surely, while at a smaller one the subject is as much itself. Where that is differs between concepts. So a few pictures
 are drawn at several scales, with prompts and seeds that no evaluation of ours uses, and the scale with the highest
-harmonic mean of subject and prompt similarity is kept: the criterion by which Perfusion chooses among checkpoints
-(Tewel et al. 2023, arXiv 2305.01644; methods.md 10.2), for the price of some pictures and no further training. The
-scale is the one of `worker.ml.conditioning`: it moves V* and multiplies changes.
+harmonic mean of subject and prompt similarity, with a margin, is kept: the criterion by which Perfusion chooses among
+checkpoints (Tewel et al. 2023, arXiv 2305.01644; methods.md 10.2), for the price of some pictures and no further
+training. The scale is the one of `worker.ml.conditioning`: it moves V* and multiplies changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, harmonic_mean
 
 from backend.schemas.bases import JudgesDescription
@@ -34,16 +35,16 @@ from worker.ml.readers import reader_of
 from worker.ml.run import Run
 from worker.ml.training.lessons import ConceptExamples
 
-SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
-"""Tried first; then the middles between the best of them and its neighbours. Below, what was learned breaks off at
-once, at another scale with every prompt and seed: a few pictures do not tell where."""
-TRIES = len(SCALES) + 2
+SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Below some scale what was learned breaks off at once, at another one with every prompt, wording and seed. So a scale
+counts as the worse of itself and the next smaller one, and the smallest is never kept: it is there to be fallen to."""
 SUBJECT_PROMPTS = (
     "a photo of a {} at night",
-    "a photo of a {} in the forest",
+    "a photo of {} in the forest",
     "a photo of a {} in the desert",
-    "a photo of a {} at sunset",
+    "a photo of {} at sunset",
 )
+"""With an article and without one, as people write: where what was learned breaks off depends on it."""
 STYLE_PROMPTS = (
     "a house in the style of {}",
     "a car in the style of {}",
@@ -64,19 +65,6 @@ class Pupil:
     base: Sight
 
 
-@dataclass
-class _Search:
-    """The points so far, and their scores, by scale."""
-
-    points: dict[float, CalibrationPoint] = field(default_factory=dict)
-    scores: dict[float, float] = field(default_factory=dict)
-
-    @property
-    def best(self) -> float:
-        """Of equals the largest: it changes least of what was learned."""
-        return max(self.scores, key=lambda scale: (self.scores[scale], scale))
-
-
 def calibrated(
     model: DiffusionModel,
     panel: Panel,
@@ -91,19 +79,13 @@ def calibrated(
     """
     pupils = [pupil(model, panel, each, run) for each in concepts]
     look = Look(model, weights, pupils)
-    search = _Search()
-
-    def tried(scale: float) -> None:
-        search.points[scale], search.scores[scale] = look.at(scale)
-
-    for scale in SCALES:
-        tried(scale)
-    at = SCALES.index(search.best)
-    for neighbour in SCALES[max(at - 1, 0) : at] + SCALES[at + 1 : at + 2]:
-        tried(round((SCALES[at] + neighbour) / 2, 3))
+    seen = {scale: look.at(scale) for scale in SCALES}
+    scores = {scale: min(seen[smaller][1], seen[scale][1]) for smaller, scale in pairwise(SCALES)}
     found = Calibration(
-        scale=search.best,
-        points=[search.points[scale] for scale in sorted(search.points)],
+        scale=max(
+            scores, key=lambda scale: (scores[scale], scale)
+        ),  # of equals the largest: most of what was learned
+        points=[point for point, _ in seen.values()],
         prompts=list(pupils[0].sitting.plan.prompts),
         image_seeds=list(IMAGE_SEEDS),
         judges=judges,
@@ -112,8 +94,8 @@ def calibrated(
     return ConceptWeights(manifest, weights.tensors), found
 
 
-def parts_of(concepts: int, looks: int = TRIES) -> int:
-    """The most drawings that ``looks`` take, by default those of `calibrated`: one a prompt and concept, and the
+def parts_of(concepts: int, looks: int = len(SCALES)) -> int:
+    """The drawings that ``looks`` take, by default those of `calibrated`: one a prompt and concept, and the
     base's.
     """
     return concepts * len(SUBJECT_PROMPTS) * (looks + 1)
