@@ -39,6 +39,9 @@ def places(page: Page) -> dict[str, str]:
         fixed["training-done"] = f"/jobs/{taught[0]['id']}"
     if live:
         fixed["training"] = f"/jobs/{live[0]['id']}"
+    drawn = page.request.get("/api/v1/jobs?kind=generate&limit=100").json()["items"]
+    if boxes := [job for job in drawn if job["request"]["regions"] and job["state"] == "succeeded"]:
+        fixed["boxes"] = f"/compose?job={boxes[0]['id']}"
     known = page.request.get("/api/v1/concepts").json()["items"]
     if merged := [each for concept in known for each in concept["weights"] if each["merge"]]:
         chosen = "&".join(f"c={concept}" for concept in merged[0]["concepts"])

@@ -157,6 +157,13 @@ def test_pages_forbid_what_they_do_not_need(client: TestClient) -> None:
     assert "unsafe" not in policy
 
 
+TIMED = {
+    "train": {"seconds": 2.0, "count": 100},
+    **{work: {"seconds": 0.0, "count": 1} for work in ("preview", "prior", "calibration")},
+}
+"""Where a job's seconds went: a hundred steps in two."""
+
+
 def test_the_start_promises_no_time_that_this_machine_has_not_shown(
     client: TestClient, api: Api, workshop: Workshop, studio: Studio
 ) -> None:
@@ -165,6 +172,6 @@ def test_the_start_promises_no_time_that_this_machine_has_not_shown(
     assert not re.search(r"\d+ (s|min)\b|minutes", before)
     concept, _ = api.taught(workshop)
     with studio.writing() as session:
-        session.execute(update(Job).values(total_steps=100))  # of a job that took 2 s
+        session.execute(update(Job).values(metrics={"spent": TIMED}))
     client.delete(f"/api/v1/concepts/{concept['id']}?cascade=true")
     assert "about 3 s on this machine" in seen(client, "/").words
