@@ -19,9 +19,9 @@ SOURCES = [
 
 def codes() -> set[str]:
     text = "\n".join(path.read_text() for path in SOURCES)
-    return set(re.findall(r"(?:code(?:: str)? ?=|Refused\(|\"code\":)\s*\"([a-z]+(?:-[a-z]+)*)\"", text)) | {
-        "files-refused"
-    }
+    return set(
+        re.findall(r"(?:code(?:: str)? ?=|Refused\(|wrong\(.*,|\"code\":)\s*\"([a-z]+(?:-[a-z]+)*)\"", text)
+    ) | {"files-refused"}
 
 
 @pytest.mark.parametrize("code", sorted(codes()))

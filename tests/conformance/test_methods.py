@@ -135,10 +135,11 @@ def case(
 def test_one_batch_is_overfitted(case: Case) -> None:
     """T10: the same rows, noise and times again and again; the loss falls and every tensor gets a gradient.
 
-    A method whose steps train nothing (all rates are zero) has its loss lowered by what it makes of their gradients.
+    A method whose steps train nothing (all rates are zero) has its loss lowered by what it makes of their gradients:
+    by a little, where it does not go far in their direction.
     """
     rate = FAST.get(case.name, 0.02)
-    fast = {"learning_rate": rate, "token_learning_rate": rate, "weight_decay": 0.0}
+    fast = {"learning_rate": rate, "token_learning_rate": rate, "weight_decay": 0.0, "strength": 2.0}
     known = CARDS[case.name].params_type.model_fields
     overrides = case.params | {name: value for name, value in fast.items() if name in known}
     trainee = prepare(case.model, [stark(case.photos)], case.prior, method=case.name, **overrides)
@@ -151,10 +152,12 @@ def test_one_batch_is_overfitted(case: Case) -> None:
                 gradients = {name: tensor.grad for name, tensor in progress.tensors.items()}
                 assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
             progress.done = 0
-    if not any(group.learning_rate for group in trainee.groups):
+    if any(group.learning_rate for group in trainee.groups):
+        assert losses[-1] < 0.97 * losses[0]
+    else:
         assert len(set(losses)) == 1
-        losses.append(case.loss(trainee, METHODS[case.name].edit(case.model, trainee.result(15))))
-    assert losses[-1] < 0.97 * losses[0]
+        after = case.loss(trainee, METHODS[case.name].edit(case.model, trainee.result(15)))
+        assert after < 0.995 * losses[0]
 
 
 def test_frozen_tensors_are_bit_identical_after_training(case: Case) -> None:

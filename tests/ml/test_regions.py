@@ -181,9 +181,10 @@ def test_neighbours_with_other_regions_do_not_matter(model: DiffusionModel) -> N
 
 
 def test_regions_of_a_picture_change_it_where_their_boxes_are(model: DiffusionModel) -> None:
-    plain, halved = latents(model, PICTURE, replace(PICTURE, regions=(region(OWL, LEFT),)))
-    apart = (plain - halved).abs().mean(0)
-    assert apart[:, :4].mean() > 1.3 * apart[:, 4:].mean()
+    boxed = [replace(PICTURE, regions=(region(OWL, box),)) for box in (LEFT, RIGHT)]
+    plain, *drawn = latents(model, PICTURE, *boxed)
+    left, right = ((plain - each).abs().mean(0) for each in drawn)
+    assert left[:, :4].mean() / left[:, 4:].mean() > 1.3 * right[:, :4].mean() / right[:, 4:].mean()
 
 
 def negatives(model: DiffusionModel, edit: TextEdit) -> int:
