@@ -69,7 +69,7 @@ def _view(found: Calibration, concepts: int) -> CalibrationView:
         tried=tried,
         ends=(plain(low), plain(high)),
         label=f"Every scale that was tried. {'; '.join(said).capitalize()}. Kept: scale {plain(found.scale)}",
-        basis=f"Scale {plain(found.scale)} does best by both together, counted with the next smaller one as a margin; "
+        basis=f"Scale {plain(found.scale)} does best by both together, of those below which nothing breaks off; "
         "a prompt with nobody else gets it. "
         f"{len(found.image_seeds)} pictures of each of {len(found.prompts)} prompts at every scale"
         f"{', means over the concepts' if concepts > 1 else ''}; judged by {found.judges.name}.",

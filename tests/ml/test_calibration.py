@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import harmonic_mean
 
@@ -15,7 +16,7 @@ from backend.schemas.bases import JudgesDescription
 from backend.schemas.calibration import Calibration
 from tests.ml.evaluation.tiny_judges import write_clip, write_dinov2
 from tests.ml.teaching import everything, random_edit, same, stark, teach
-from worker.ml.calibration import IMAGE_SEEDS, SCALES, SUBJECT_PROMPTS, calibrated, parts_of
+from worker.ml.calibration import IMAGE_SEEDS, NEARLY, SCALES, SUBJECT_PROMPTS, calibrated, parts_of
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import DenseChange
 from worker.ml.errors import InputInvalid
@@ -86,14 +87,14 @@ def pictures(model: DiffusionModel, weights: ConceptWeights, tmp_path: Path) -> 
     return files
 
 
-def test_the_best_scale_that_is_good_with_the_next_smaller_one_is_kept(
+def test_the_best_scale_below_which_nothing_breaks_off_is_kept(
     model: DiffusionModel, panel: Panel, weights: ConceptWeights, pictures: list[Path]
 ) -> None:
     photos, before = pictures, everything(model)
     found, told = calibrate(model, panel, weights, photos)
     assert [point.scale for point in told.points] == list(SCALES)
-    scores = [clamped_mean(p.subject_similarity, p.prompt_similarity) for p in told.points]
-    safe = {scale: min(scores[place], scores[place + 1]) for place, scale in enumerate(SCALES[1:])}
+    scores = {p.scale: clamped_mean(p.subject_similarity, p.prompt_similarity) for p in told.points}
+    safe = {scale: scores[scale] for low, scale in pairwise(SCALES) if scores[low] >= NEARLY * scores[scale]}
     assert len(set(safe.values())) > 1
     assert told.scale == max(safe, key=lambda scale: (safe[scale], scale))
     assert found.manifest == weights.manifest.model_copy(update={"scale": told.scale})

@@ -37,7 +37,10 @@ from worker.ml.training.lessons import ConceptExamples
 
 SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Below some scale what was learned breaks off at once, at another one with every prompt, wording and seed. So a scale
-counts as the worse of itself and the next smaller one, and the smallest is never kept: it is there to be fallen to."""
+is only kept where the next smaller one is nearly as good, and the smallest never: it is there to be fallen to."""
+NEARLY = 0.85
+"""The share of a scale's score that the next smaller one must have. It was set after a look at the ten subjects of
+``benchmarks/results/subjects.json``: when no loss at all was allowed, prompts of three of them suffered for nothing."""
 SUBJECT_PROMPTS = (
     "a photo of a {} at night",
     "a photo of {} in the forest",
@@ -80,11 +83,11 @@ def calibrated(
     pupils = [pupil(model, panel, each, run) for each in concepts]
     look = Look(model, weights, pupils)
     seen = {scale: look.at(scale) for scale in SCALES}
-    scores = {scale: min(seen[smaller][1], seen[scale][1]) for smaller, scale in pairwise(SCALES)}
+    scores = {scale: score for scale, (_, score) in seen.items()}
+    safe = [scale for smaller, scale in pairwise(SCALES) if scores[smaller] >= NEARLY * scores[scale]]
     found = Calibration(
-        scale=max(
-            scores, key=lambda scale: (scores[scale], scale)
-        ),  # of equals the largest: most of what was learned
+        # Of equals the largest, which has most of what was learned, and that too where no scale is safe.
+        scale=max(safe or SCALES[-1:], key=lambda scale: (scores[scale], scale)),
         points=[point for point, _ in seen.values()],
         prompts=list(pupils[0].sitting.plan.prompts),
         image_seeds=list(IMAGE_SEEDS),
