@@ -38,6 +38,11 @@ from worker.ml.training.trainee import Trainee
 BASE = Path("worker/base_models/toyworld")
 PHOTOS = sorted(Path("backend/sample_photos/stark").glob("*.webp"))[:5]
 SEED = 0
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{method: (method, {}) for method in METHODS},
+    "lora, dora": ("lora", {"use_dora": True}),
+}
+"""Every method of the registry, and what is a switch of one but another step."""
 LISTED = 12
 """Operations of the profile that are written down."""
 
@@ -77,10 +82,10 @@ def bare(model: DiffusionModel, progress: Progress) -> Callable[[], None]:
 
 
 def step_costs(model: DiffusionModel, folder: Path, rounds: int) -> dict[str, Any]:
-    """{method: seconds of both, their ratio within a round, rows of a step}."""
+    """{row: seconds of both, their ratio within a round, rows of a step}."""
     found: dict[str, Any] = {}
-    for method in METHODS:
-        trainee = trainee_of(model, method, folder)
+    for row, (method, changed) in ROWS.items():
+        trainee = trainee_of(model, method, folder, **changed)
         with trainee.installed():
             progress, run = Progress(trainee), InProcessRun()
             kinds: dict[str, Callable[[], object]] = {
@@ -88,19 +93,20 @@ def step_costs(model: DiffusionModel, folder: Path, rounds: int) -> dict[str, An
                 "bare": bare(model, progress),
             }
             times = take_turns(kinds, rounds)
-        found[method] = {
+        found[row] = {
             "rows": len(trainee.rows(0).latents),
             "trained_numbers": sum(tensor.numel() for tensor in trainee.tensors().values()),
             "seconds": {name: median(taken) for name, taken in times.items()},
             "step_over_bare": ratio(times["step"], times["bare"]),
         }
-        print(f"{method:20} {found[method]['step_over_bare']:.3f}", flush=True)
+        print(f"{row:20} {found[row]['step_over_bare']:.3f}", flush=True)
     return found
 
 
-def profiled(model: DiffusionModel, method: str, folder: Path) -> list[dict[str, Any]]:
+def profiled(model: DiffusionModel, row: str, folder: Path) -> list[dict[str, Any]]:
     """Operations of five steps by their own processor time, the largest first."""
-    trainee = trainee_of(model, method, folder)
+    method, changed = ROWS[row]
+    trainee = trainee_of(model, method, folder, **changed)
     with trainee.installed():
         progress, run = Progress(trainee), InProcessRun()
         advance(model, [progress], run)
@@ -168,7 +174,7 @@ def main() -> None:
     model = load_base(BASE)
     with tempfile.TemporaryDirectory() as folder:
         costs = step_costs(model, Path(folder), given.rounds)
-        slowest = max(costs, key=lambda method: costs[method]["step_over_bare"])
+        slowest = max(costs, key=lambda row: costs[row]["step_over_bare"])
         result = {
             "base": model.description.id,
             "base_hash": model.description.hash,
