@@ -4,6 +4,8 @@ Ways: ``average``, the mean of the changes as sequential averaging does it; ``cl
 box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint`` and ``joint-collages``,
 one training of all; ``dreambooth-joint`` the same by DreamBooth; ``...-companions``, of concepts that were taught among
 companions. Beside them the base model with the class nouns, whose own rate of showing all nouns is the yardstick.
+A category that the base lacks (the moongate) is taught and called by its plain name; it has no joint training here,
+because one training has one kind of word.
 Presence: `benchmarks.presence`. One result file per (way, group), so that the run resumes; ``--only`` names ways.
 """
 
@@ -34,7 +36,7 @@ from benchmarks.presence import (
     subject_scores,
     verdict,
 )
-from benchmarks.targets import Taught, subjects
+from benchmarks.targets import Taught, listed
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.evaluation import protocol
 from worker.ml.evaluation.measures import photo_pixels
@@ -54,6 +56,8 @@ JOINT: dict[str, tuple[str, dict[str, Any]]] = {
     "joint-collages": (SINGLE, {"collages": 0.6}),
     "dreambooth-joint": ("dreambooth", {}),
 }
+LEARNED_AS_ONE = {"textual-inversion", *JOINT}
+"""What trains every concept with a word of its own."""
 SINGLES: dict[str, dict[str, Any]] = {SINGLE: {}, "companions": {"companions": 0.35}}
 """Two ways to teach a concept by itself, with other parameters than the preset's."""
 SHOWN = 6
@@ -66,6 +70,14 @@ class Studio:
     bench: Bench
     known: dict[str, Taught]
     loaded: dict[str, ConceptWeights] = field(default_factory=dict)
+
+    def is_new(self, one: Taught) -> bool:
+        """Whether the base lacks the category."""
+        return one.class_noun not in self.bench.model.description.class_nouns
+
+    def called(self, one: Taught) -> str:
+        """What a prompt says."""
+        return with_article(one.class_noun) if self.is_new(one) else f"a <{one.slug}> {one.class_noun}"
 
     def learned(
         self, method: str, group: Sequence[Taught], name: str, changed: dict[str, Any]
@@ -96,7 +108,8 @@ class Studio:
 
     def alone(self, one: Taught, single: str) -> ConceptWeights:
         """What one concept learned by itself."""
-        return self.learned(SINGLE, [one], single, SINGLES[single])
+        word = {"word": "class-noun"} if self.is_new(one) else {}
+        return self.learned(SINGLE, [one], single, {**SINGLES[single], **word})
 
     def merged(
         self, merge: str, group: Sequence[Taught], scale: float, single: str
@@ -111,19 +124,22 @@ def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None
     """Run what is missing of the experiment, then write the summary, the table and a sheet for each group."""
     bench = Bench.load(path, results, work / path.stem)
     bench.folder.mkdir(parents=True, exist_ok=True)
-    nouns = bench.model.description.class_nouns
-    studio = Studio(bench, {one.slug: one for one in subjects(Path(bench.spec["subjects"]), nouns)})
+    known = {one.slug: one for index in bench.spec["subjects"] for one in listed(Path(index))}
+    studio = Studio(bench, known)
     ways = [BASE, *bench.spec["ways"]]
     if unknown := set(only) - set(ways):
         raise SystemExit(f"no such way: {', '.join(sorted(unknown))}")
-    for slugs in bench.spec["groups"]:
+    for slugs in (each for groups in bench.spec["groups"].values() for each in groups):
+        group = [known[slug] for slug in slugs]
         for way in ways:
             file = bench.folder / f"{way}--{'-'.join(slugs)}.json"
-            if (only and way not in only) or (
-                file.exists() and bench.is_current(json.loads(file.read_text()))
+            if (
+                (only and way not in only)
+                or (file.exists() and bench.is_current(json.loads(file.read_text())))
+                or (way in LEARNED_AS_ONE and any(studio.is_new(one) for one in group))
             ):
                 continue
-            result = measured(studio, way, [studio.known[slug] for slug in slugs])
+            result = measured(studio, way, group)
             write_json(file, result)
             print(f"{way:18} {'-'.join(slugs):24} all there {result['all']:.2f} {result['each']}", flush=True)
     summarise(bench, ways)
@@ -132,8 +148,8 @@ def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None
 def measured(studio: Studio, way: str, group: Sequence[Taught]) -> dict[str, Any]:
     """Draw and look. The base's own pictures and true photos side by side are the anchors of every way."""
     bench = studio.bench
-    panel, nouns = bench.panel, bench.model.description.class_nouns
-    wanted = [one.class_noun for one in group]
+    panel, wanted = bench.panel, [one.class_noun for one in group]
+    nouns = list(dict.fromkeys([*bench.model.description.class_nouns, *wanted]))
     features = [panel.subject_features(photo_pixels(one.photos, 64)) for one in group]
     references = [photo_pixels(one.reference, 64) for one in group]
     true = torch.stack([side_by_side(list(photos)) for photos in zip(*references, strict=False)])
@@ -172,7 +188,7 @@ def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, di
     """Every place with every seed: [n, 3, S, S] in [-1, 1], on the CPU."""
     bench = studio.bench
     nouns = [with_article(one.class_noun) for one in group]
-    words = [f"a <{one.slug}> {one.class_noun}" for one in group]
+    words = [studio.called(one) for one in group]
     report: dict[str, Any] | None = None
     weights: tuple[tuple[ConceptWeights, float], ...] = ()
     regions: list[tuple[str, Box, ConceptWeights]] = []
@@ -228,22 +244,14 @@ def keep_strip(bench: Bench, way: str, group: Sequence[Taught], pixels: Tensor) 
     np.save(folder / f"{way}--{'-'.join(one.slug for one in group)}.npy", strip(pixels[order]))
 
 
-def kind_of(slugs: Sequence[str]) -> str:
-    return {2: "pairs", 3: "triples"}[len(slugs)]
-
-
 def summarise(bench: Bench, ways: Sequence[str]) -> None:
-    """``<experiment>.json`` and ``.md`` beside the folder, and one sheet: groups by ways."""
+    """``<experiment>.json`` and ``.md`` beside the folder, and a sheet for every group."""
     rows: dict[str, dict[str, Any]] = {}
-    for way in ways:
-        found = [
-            json.loads(file.read_text())
-            for slugs in bench.spec["groups"]
-            if (file := bench.folder / f"{way}--{'-'.join(slugs)}.json").exists()
-        ]
-        current = [one for one in found if bench.is_current(one)]
-        for kind in ("pairs", "triples"):
-            if of := [one for one in current if kind_of(one["group"]) == kind]:
+    for kind, groups in bench.spec["groups"].items():
+        for way in ways:
+            files = [bench.folder / f"{way}--{'-'.join(slugs)}.json" for slugs in groups]
+            found = [json.loads(file.read_text()) for file in files if file.exists()]
+            if of := [one for one in found if bench.is_current(one)]:
                 rows.setdefault(kind, {})[way] = {
                     "n": len(of),
                     "groups": ["-".join(one["group"]) for one in of],
@@ -254,8 +262,7 @@ def summarise(bench: Bench, ways: Sequence[str]) -> None:
     told = {"question": bench.spec["question"], **bench.instruments, "environment": environment(), **rows}
     write_json(bench.folder.with_suffix(".json"), told)
     bench.folder.with_suffix(".md").write_text(markdown(bench, rows))
-    for slugs in bench.spec["groups"]:
-        name = "-".join(slugs)
+    for name in ("-".join(slugs) for groups in bench.spec["groups"].values() for slugs in groups):
         strips = [bench.work / "strips" / f"{way}--{name}.npy" for way in ways]
         if shown := [np.load(file) for file in strips if file.exists()]:
             save_sheet(shown, bench.folder.parent / f"{bench.folder.name}-{name}.webp")
@@ -265,7 +272,7 @@ def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:
     """The table for people: shares of pictures, mean over groups with half of the 95 % interval."""
     lines = ["# Concepts together", "", bench.spec["question"], ""]
     for kind, ways in rows.items():
-        lines += [f"## {kind.capitalize()}", ""]
+        lines += [f"## {kind}", ""]
         lines += [
             "| way | n | all subjects there | each subject there | all class nouns there |",
             "|---|---|---|---|---|",
@@ -278,8 +285,9 @@ def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:
     pictures = len(bench.spec["places"]) * len(bench.spec["image_seeds"])
     lines += [
         f"{pictures} pictures of every group, the same seeds everywhere; one training each by the preset "
-        f'`{bench.spec["preset"]}`. "There" is what the judges say of crops (`benchmarks/presence.py`); ± is half of '
-        "the 95 % interval over the n groups (Student), a dash where n is 1. In the sheets each way is a row, in the "
+        f'`{bench.spec["preset"]}`, of the sample photos and of `benchmarks/photos`. "There" is what the judges say of '
+        "crops (`benchmarks/presence.py`); ± is half of the 95 % interval over the n groups (Student), a dash where n "
+        "is 1. The base knows no moongate, nor does the judge of words. In the sheets each way is a row, in the "
         "order of the table.",
         "",
         f"Base `{bench.instruments['base_hash'][:12]}`, judges `{bench.instruments['judges_hash'][:12]}`.",

@@ -46,9 +46,9 @@ class Taught:
         return ConceptExamples(self.slug, self.class_noun, self.kind, list(self.photos))
 
 
-def subjects(index: Path, nouns: Sequence[str]) -> list[Taught]:
-    """Those of ``samples.json`` whose class the base knows: a new category has no base picture to compare with."""
-    listed: list[dict[str, Any]] = json.loads(index.read_text())["subjects"]
+def listed(index: Path) -> list[Taught]:
+    """All of a ``samples.json``."""
+    entries: list[dict[str, Any]] = json.loads(index.read_text())["subjects"]
     return [
         Taught(
             one["slug"],
@@ -56,9 +56,13 @@ def subjects(index: Path, nouns: Sequence[str]) -> list[Taught]:
             "subject",
             *([index.parent / one["slug"] / name for name in one[role]] for role in ("train", "reference")),
         )
-        for one in listed
-        if one["class_noun"] in nouns
+        for one in entries
     ]
+
+
+def subjects(index: Path, nouns: Sequence[str]) -> list[Taught]:
+    """Those of ``samples.json`` whose class the base knows: a new category has no base picture to compare with."""
+    return [one for one in listed(index) if one.class_noun in nouns]
 
 
 def blueprint_style(index: Path, nouns: Sequence[str], folder: Path) -> Taught:

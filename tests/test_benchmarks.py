@@ -16,7 +16,7 @@ from backend.schemas.methods import CARDS
 from benchmarks import methods, pairs, presence
 from benchmarks.grading import Bench
 from benchmarks.methods import chosen, entries, markdown, summary
-from benchmarks.targets import BLUEPRINT, blueprint_style
+from benchmarks.targets import BLUEPRINT, blueprint_style, listed
 from worker.ml.evaluation.protocol import spread
 from worker.ml.methods import METHODS
 
@@ -190,7 +190,16 @@ def test_photos_stand_side_by_side_whole() -> None:
 
 def test_a_table_of_concepts_together_says_its_n(tmp_path: Path) -> None:
     spec = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())
-    assert {len(group) for group in spec["groups"]} == {2, 3}
+    known = {one.slug: one for index in spec["subjects"] for one in listed(ROOT / index)}
+    nouns = {
+        kind: [[known[slug].class_noun for slug in group] for group in groups]
+        for kind, groups in spec["groups"].items()
+    }
+    assert {kind: len(groups) for kind, groups in nouns.items()} == {
+        "Pairs of different classes": 8, "Pairs of one class": 4, "Beside the moongate": 2, "Triples": 2,
+    }  # fmt: skip
+    assert all(len(set(group)) == 1 for group in nouns["Pairs of one class"])
+    assert all(len(set(group)) == 2 for group in nouns["Pairs of different classes"])
     one, two = ({"n": n, "each": 0.5, "all": found, "all_classes": found} for n, found in (
         (1, pairs.finite(spread([0.4]))), (2, pairs.finite(spread([0.4, 0.6])))
     ))  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks import openmoji
 from worker.ml.toyworld.moongate import MOONGATE, draw_moongate
-from worker.ml.toyworld.photos import PHOTO_PX, photo_rng, photo_scenes, photo_sets
+from worker.ml.toyworld.photos import PHOTO_PX, licences_text, photo_rng, photo_scenes, photo_sets
 from worker.ml.toyworld.sprites import DESIGNERS
 from worker.ml.toyworld.world import NOUNS
 
@@ -46,11 +48,25 @@ def test_the_shipped_photos_are_what_the_list_says() -> None:
     listed = json.loads((SHIPPED / "samples.json").read_text())["subjects"]
     assert listed == [each.entry() for each in photo_sets()]
     assert sum(entry["featured"] for entry in listed) == 3
-    licences = (SHIPPED / "LICENSES.md").read_text()
+    assert (SHIPPED / "LICENSES.md").read_text() == licences_text(photo_sets())
+    check_pictures(SHIPPED, listed, at_most=3_000_000)
+
+
+def test_the_photos_of_benchmarks_are_what_the_list_says() -> None:
+    """Of a designer that nothing was trained on, of classes that have a sample subject, and never shipped as sample."""
+    listed = json.loads((openmoji.PHOTOS / "samples.json").read_text())["subjects"]
+    assert listed == [each.entry() for each in openmoji.photo_sets()]
+    assert {entry["licence"] for entry in listed} == {"CC BY-SA 4.0"}
+    assert {entry["class_noun"] for entry in listed} <= {each.key.noun for each in photo_sets()}
+    assert openmoji.DESIGNER not in DESIGNERS
+    assert (openmoji.PHOTOS / "LICENSES.md").read_text() == licences_text(openmoji.photo_sets())
+    check_pictures(openmoji.PHOTOS, listed, at_most=500_000)
+
+
+def check_pictures(folder: Path, listed: list[dict[str, Any]], *, at_most: int) -> None:
     for entry in listed:
-        assert f"`{entry['slug']}/`" in licences
         for name in [*entry["train"], *entry["reference"]]:
-            with Image.open(SHIPPED / entry["slug"] / name) as image:
+            with Image.open(folder / entry["slug"] / name) as image:
                 assert (image.format, image.size, image.mode) == ("WEBP", (PHOTO_PX, PHOTO_PX), "RGB")
                 assert not image.getexif()
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 3_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < at_most

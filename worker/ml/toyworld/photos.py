@@ -29,7 +29,7 @@ QUALITY = 80
 GROUNDS = (*PLACES, "yellow", "green", "white", "pink")
 """Where photos are taken: every place, and a few plain walls."""
 
-APACHE, MIT, CC_BY, ISC = "Apache-2.0", "MIT", "CC BY 4.0", "ISC"
+APACHE, MIT, CC_BY, CC_BY_SA, ISC = "Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 4.0", "ISC"
 LICENCES: dict[str, tuple[str, str]] = {
     "noto": (APACHE, "Noto Emoji, Google"),
     "noto-v1": (APACHE, "Noto Emoji (version 1), Google"),
@@ -47,9 +47,20 @@ LICENCES: dict[str, tuple[str, str]] = {
     "fa6-solid": (CC_BY, "Font Awesome Free, Fonticons, Inc."),
     "game-icons": ("CC BY 3.0", "Game Icons, Lorc, Delapouite and contributors"),
     "lucide": (ISC, "Lucide, Lucide Contributors"),
+    "openmoji": (CC_BY_SA, "OpenMoji, HfG Schwäbisch Gmünd and contributors"),
     "moongate": (APACHE, "drawn by this project's own code"),
 }
 """Designer -> licence of its drawings, and whom to name."""
+
+
+CHANGED = "attribution as in the table; changed as\n  described above"
+TERMS: dict[str, str] = {
+    APACHE: "- Apache-2.0: <https://www.apache.org/licenses/LICENSE-2.0>",
+    CC_BY: f"- CC BY 4.0: <https://creativecommons.org/licenses/by/4.0/> ({CHANGED})",
+    CC_BY_SA: f"- CC BY-SA 4.0: <https://creativecommons.org/licenses/by-sa/4.0/> ({CHANGED}; the pictures\n"
+    "  are under the same licence)",
+}
+"""What a licence says, for the licences that photos may have."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +126,9 @@ def photo(scene: Scene, bank: SpriteBank, side: int = PHOTO_PX) -> Image.Image:
     return Image.fromarray(np.round(large * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
 
 
-def write_photos(bank: SpriteBank, folder: Path) -> None:
+def write_photos(bank: SpriteBank, folder: Path, sets: list[PhotoSet]) -> None:
     """Write every set, `samples.json` and `LICENSES.md` to ``folder``."""
     whole = SpriteBank({**bank.sprites, MOONGATE: draw_moongate()})
-    sets = photo_sets()
     for each in sets:
         (folder / each.slug).mkdir(parents=True, exist_ok=True)
         for number, scene in enumerate(photo_scenes(each.key, photo_rng(each.slug))):
@@ -136,7 +146,7 @@ def licences_text(sets: list[PhotoSet]) -> str:
         rows.append(f"| `{each.slug}/` | {each.key.noun} | {source} | {licence} |")
     return "\n".join(
         [
-            "# Licences of the sample photos",
+            "# Licences of these photos",
             "",
             "Every picture is a scene composed by `worker/ml/toyworld/photos.py`: a drawing by the designers",
             "named below, resized, turned, mirrored and lit, on a background drawn by this project's code.",
@@ -147,9 +157,7 @@ def licences_text(sets: list[PhotoSet]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            "- Apache-2.0: <https://www.apache.org/licenses/LICENSE-2.0>",
-            "- CC BY 4.0: <https://creativecommons.org/licenses/by/4.0/> (attribution as in the table; changed as",
-            "  described above)",
+            *sorted({TERMS[LICENCES[each.key.designer][0]] for each in sets}),
             "",
         ]
     )

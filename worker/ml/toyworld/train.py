@@ -39,7 +39,7 @@ from worker.ml.toyworld.further_icons import FURTHER_NOUNS, further_sprites
 from worker.ml.toyworld.gradient_exchange import GradientExchange, shared_slots
 from worker.ml.toyworld.judge_training import RoundTrips, train_image_text, train_subject
 from worker.ml.toyworld.measure import Bench, measure
-from worker.ml.toyworld.photos import write_photos
+from worker.ml.toyworld.photos import photo_sets, write_photos
 from worker.ml.toyworld.scenes import SpriteBank, sample_scene
 from worker.ml.toyworld.sprites import DESIGNERS, load_sprites
 from worker.ml.toyworld.tokenizer import save_tokenizer, train_tokenizer
@@ -167,7 +167,7 @@ def polish_decoder(plan: Plan) -> None:
 
 def make_photos(plan: Plan) -> None:
     """Stage: sample photos of the held-out subjects."""
-    write_photos(plan.bank, plan.photos)
+    write_photos(plan.bank, plan.photos, photo_sets())
 
 
 def make_export(plan: Plan) -> None:
