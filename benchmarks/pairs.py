@@ -1,9 +1,10 @@
 """Concepts together: who is there when two or three share a prompt, by every way of putting them together.
 
-Ways: ``average``, the mean of the changes as sequential averaging does it; ``closed-form``, the merge; ``regions``, a
-box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint`` and ``joint-collages``,
-one training of all; ``dreambooth-joint`` the same by DreamBooth; ``...-companions``, of concepts that were taught among
-companions. Beside them the base model with the class nouns, whose own rate of showing all nouns is the yardstick.
+Ways: ``average``, the mean of the changes as sequential averaging does it; ``closed-form`` and ``gradient-fusion``,
+merges; ``regions``, a box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint``,
+one training of all, with collages (``joint-collages``) and Unmix (``joint-unmix``); ``dreambooth-joint`` the same by
+DreamBooth; ``...-companions``, of concepts that were taught among companions; ``...-guided``, drawn with attention
+guidance. Beside them the base model with the class nouns, whose own rate of showing all nouns is the yardstick.
 A category that the base lacks (the moongate) is taught and called by its plain name; it has no joint training here,
 because one training has one kind of word.
 Presence: `benchmarks.presence`. One result file per (way, group), so that the run resumes; ``--only`` names ways.
@@ -54,12 +55,15 @@ SINGLE = "custom-diffusion"
 JOINT: dict[str, tuple[str, dict[str, Any]]] = {
     "joint": (SINGLE, {}),
     "joint-collages": (SINGLE, {"collages": 0.6}),
+    "joint-unmix": (SINGLE, {"collages": 0.6, "unmix_weight": 1.0}),
     "dreambooth-joint": ("dreambooth", {}),
 }
 LEARNED_AS_ONE = {"textual-inversion", *JOINT}
 """What trains every concept with a word of its own."""
 SINGLES: dict[str, dict[str, Any]] = {SINGLE: {}, "companions": {"companions": 0.35}}
 """Two ways to teach a concept by itself, with other parameters than the preset's."""
+GUIDANCE = 1.0
+"""The paper's step (`worker.ml.sampling.attention_guidance`)."""
 SHOWN = 6
 
 
@@ -192,20 +196,21 @@ def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, di
     report: dict[str, Any] | None = None
     weights: tuple[tuple[ConceptWeights, float], ...] = ()
     regions: list[tuple[str, Box, ConceptWeights]] = []
-    stem = way.removesuffix("-companions")
-    single = "companions" if stem != way else SINGLE
-    if way == "textual-inversion":
-        weights = tuple((studio.learned(way, [one], way, {}), 1.0) for one in group)
+    unguided = way.removesuffix("-guided")
+    stem = unguided.removesuffix("-companions")
+    single = "companions" if stem != unguided else SINGLE
+    if stem == "textual-inversion":
+        weights = tuple((studio.learned(stem, [one], stem, {}), 1.0) for one in group)
     elif stem == "regions":
         for place, (one, word) in enumerate(zip(group, words, strict=True)):
             box = Box(place / len(group), 0.0, 1.0 / len(group), 1.0)
             own = studio.alone(one, single)
             regions.append((" and ".join([word] * len(group)), box, own))
-    elif way in JOINT:
-        method, changed = JOINT[way]
-        weights = ((studio.learned(method, group, way, changed), 1.0),)
+    elif stem in JOINT:
+        method, changed = JOINT[stem]
+        weights = ((studio.learned(method, group, stem, changed), 1.0),)
     elif way != BASE:
-        merge, scale = ("linear", 1.0 / len(group)) if way == "average" else (stem, 1.0)
+        merge, scale = ("linear", 1.0 / len(group)) if stem == "average" else (stem, 1.0)
         learned, report = studio.merged(merge, group, scale, single)
         weights = ((learned, 1.0),)
     subject = " and ".join(words if weights else nouns)
@@ -225,6 +230,7 @@ def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, di
             regions=tuple(
                 RegionUnit(f"a photo of {text} {place}", box, ((own, 1.0),)) for text, box, own in regions
             ),
+            attention_guidance=GUIDANCE if unguided != way else 0.0,
         )
         for index, (place, seed) in enumerate(
             (place, seed) for place in bench.spec["places"] for seed in bench.spec["image_seeds"]
