@@ -14,8 +14,6 @@ from backend.schemas.trainings import PinnedConcept, TrainSpec
 from backend.schemas.weights import WeightsManifest
 from backend.services import bases, photos
 
-MIN_PHOTOS = 2
-
 
 def concepts(session: Session, row: ConceptWeights) -> list[PinnedConcept]:
     """What the weights teach, under the words that they have for it, with their photos."""
@@ -48,7 +46,8 @@ def judges(
     base = next((each for each in bases.list_all(session) if each.id == row.base), None)
     tokens = WeightsManifest.model_validate(row.manifest).tokens
     told = taught and all(
-        len(each.photos) >= MIN_PHOTOS and (each.class_noun or each.kind == "style") for each in taught
+        len(each.photos) >= photos.MIN_COMPARED and (each.class_noun or each.kind == "style")
+        for each in taught
     )
     if base is None or base.hash != row.base_hash or not told or not all(each.vectors for each in tokens):
         return None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +15,7 @@ from backend.schemas.problems import FieldError
 from backend.schemas.weights import Compression, Criterion, WeightsManifest
 from backend.schemas.weights_layout import least_bytes
 from backend.services import comparisons, generations, jobs, owned
+from backend.services.tensor_shapes import typed_shapes
 from backend.storage import Storage
 
 QUEUE = "cpu"
@@ -26,7 +25,6 @@ FIELDS: dict[str, Criterion] = {
     "rank": "rank", "nuclear": "nuclear", "energy": "energy", "max_bytes": "bytes", "token_only": "token-only",
 }  # fmt: skip
 """Fields of a request and the criterion that each one means; exactly one is given."""
-_HEADER_LIMIT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,10 @@ def pin(
 
 def held(storage: Storage, row: ConceptWeights, wanted: Compression) -> Held | None:
     """What the stored file says of itself; None where nothing of it can be made smaller."""
-    shapes = _shapes(storage, row)
+    try:
+        shapes = typed_shapes(storage, row)
+    except (OSError, ValueError):
+        return None
     ranks = [_rank(parts) for parts in _by_site(shapes).values()]
     if _small_already(row) or not any(ranks):
         return None
@@ -137,18 +138,6 @@ def _check(row: ConceptWeights, found: Held | None, wanted: Compression) -> None
             code="budget-too-small",
             minimum=found.least_bytes,
         )
-
-
-def _shapes(storage: Storage, row: ConceptWeights) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of every tensor of our own file, by name; nothing where it cannot be read."""
-    try:
-        with storage.open(row.storage_key) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length)) if length <= _HEADER_LIMIT_BYTES else {}
-        header.pop("__metadata__", None)
-        return {name: (entry["dtype"], list(entry["shape"])) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _by_site(shapes: dict[str, tuple[str, list[int]]]) -> dict[str, dict[str, list[int]]]:

@@ -25,7 +25,6 @@ from backend.schemas.trainings import PinnedConcept, PinnedFile
 from backend.services import bases, jobs, mixing, owned, paging, photos, prompts
 
 QUEUE = "train_any"
-MIN_PHOTOS = 2
 _PLACE = "{}"
 
 
@@ -163,15 +162,7 @@ def _concepts(session: Session, owner_id: str, ids: Iterable[str]) -> list[Pinne
     found = []
     for concept_id in dict.fromkeys(ids):
         row = owned.get(session, Concept, owner_id, concept_id)
-        pictures = photos.of_concept(session, row.id)
-        if len(pictures) < MIN_PHOTOS:
-            raise Invalid.at(
-                "/weights",
-                f"{row.name} has too few photos to compare with: an evaluation needs {MIN_PHOTOS}.",
-                code="photo-count",
-                count=len(pictures),
-                min=MIN_PHOTOS,
-            )
+        pictures = photos.compared_with(session, row, "/weights", "an evaluation")
         if row.kind == "subject" and not row.class_noun:
             raise Invalid.at(
                 "/weights", f"{row.name} has no class noun, so there is nothing to compare with.", code="no-class-noun"

@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from backend.errors import Conflict, NotFound
+from backend.errors import Conflict, Invalid, NotFound
 from backend.models import Concept, Photo
 from backend.schemas import concepts as schemas
 from backend.schemas.concepts import PhotoPatch
@@ -20,6 +20,8 @@ from backend.storage import Storage, Stored
 from backend.uploads import Darkroom, PreparedPhoto, near
 
 MAX_PHOTOS = 100
+MIN_COMPARED = 2
+"""Photos of a concept with which pictures can be compared."""
 """Of one concept, whatever the method's own limit for a training."""
 VERSION_DIGITS = 12
 """Of the sha256, in the address of a photo's files: another picture, another address."""
@@ -182,6 +184,20 @@ def of_concept(session: Session, concept_id: str) -> list[Photo]:
 def pinned(rows: Sequence[Photo]) -> list[PinnedFile]:
     """As a worker gets them."""
     return [PinnedFile(id=row.id, storage_key=row.storage_key, sha256=row.sha256) for row in rows]
+
+
+def compared_with(session: Session, concept: Concept, pointer: str, purpose: str) -> list[Photo]:
+    """A concept's photos, to compare pictures with. Invalid where they are too few for the ``purpose``."""
+    found = of_concept(session, concept.id)
+    if len(found) < MIN_COMPARED:
+        raise Invalid.at(
+            pointer,
+            f"{concept.name} has too few photos to compare with: {purpose} needs {MIN_COMPARED}.",
+            code="photo-count",
+            count=len(found),
+            min=MIN_COMPARED,
+        )
+    return found
 
 
 def count(session: Session, concept_id: str) -> int:

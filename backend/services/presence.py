@@ -15,8 +15,6 @@ from backend.schemas.presence import PresenceCheck
 from backend.schemas.trainings import PinnedConcept
 from backend.services import photos
 
-MIN_PHOTOS = 2
-
 
 def pinned(
     session: Session,
@@ -65,15 +63,7 @@ def pinned(
 
 
 def _concept(session: Session, row: Concept) -> PinnedConcept:
-    pictures = photos.of_concept(session, row.id)
-    if len(pictures) < MIN_PHOTOS:
-        raise Invalid.at(
-            "/check",
-            f"{row.name} has too few photos to compare with: looking for it needs {MIN_PHOTOS}.",
-            code="photo-count",
-            count=len(pictures),
-            min=MIN_PHOTOS,
-        )
+    pictures = photos.compared_with(session, row, "/check", "looking for it")
     return PinnedConcept(
         id=row.id,
         token=row.token,

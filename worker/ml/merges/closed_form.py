@@ -2,7 +2,7 @@
 words keep the keys and values that it taught them, and the captions of a corpus move as little as possible.
 
 The algebra is `worker.ml.least_change`, the constraints are `worker.ml.constraint_rows`, what is held still is
-`worker.ml.caption_factor`, the proof is `worker.ml.merge_verification`. Stored are a shared row space and what it does
+`worker.ml.caption_factor`, the proof is `worker.ml.merges.verification`. Stored are a shared row space and what it does
 at each site (`worker.ml.shared_rows`): a megabyte for Stable Diffusion 1.x where dense matrices take 75.
 
 Departures: rows before V* are not constrained (the authors' code drops them in one of its two versions); the start
@@ -24,7 +24,8 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.constraint_rows import Asked, WordRows, read_sites, without_repeats, word_rows
 from worker.ml.families.base import DiffusionModel
 from worker.ml.least_change import least_change
-from worker.ml.merge_inputs import (
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import (
     as_text_edit,
     check_inputs,
     described,
@@ -32,8 +33,7 @@ from worker.ml.merge_inputs import (
     merged_tokens,
     renaming_notes,
 )
-from worker.ml.merge_verification import Solved, prove
-from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.verification import Solved, prove
 from worker.ml.run import Run
 from worker.ml.shared_rows import shared_tensors
 from worker.ml.taught_words import token_tensors

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from backend.schemas.merges.dare import CARD, DareParams
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_sums import merged_sum
 from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.sums import merged_sum
 from worker.ml.run import Run
 from worker.ml.sign_election import elected_mean
 from worker.ml.streams import rng

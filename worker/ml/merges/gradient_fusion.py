@@ -29,7 +29,8 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import MatrixChange, Prompt, TextEdit
 from worker.ml.constraint_rows import Asked, WordRows, captions_of, read_sites, without_repeats, word_rows
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_inputs import (
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import (
     as_changes,
     check_inputs,
     described,
@@ -37,8 +38,7 @@ from worker.ml.merge_inputs import (
     merged_tokens,
     renaming_notes,
 )
-from worker.ml.merge_verification import caption_norms
-from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.verification import caption_norms
 from worker.ml.readers import reader_of
 from worker.ml.run import Run
 from worker.ml.sampling.latents import Picture, sample_latents

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from backend.schemas.merges.linear import CARD, LinearParams
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_inputs import columns_of
-from worker.ml.merge_sums import merged_sum
 from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import columns_of
+from worker.ml.merges.sums import merged_sum
 from worker.ml.orthogonal_basis import column_notes
 from worker.ml.run import Run
 

@@ -23,7 +23,8 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.low_rank import LowRankChange, stacked
-from worker.ml.merge_inputs import (
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import (
     as_changes,
     check_inputs,
     columns_of,
@@ -31,8 +32,7 @@ from worker.ml.merge_inputs import (
     merged_manifest,
     renaming_notes,
 )
-from worker.ml.merge_sums import NOTHING_PROVEN, scaled_words
-from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.sums import NOTHING_PROVEN, scaled_words
 from worker.ml.orthogonal_basis import column_notes
 from worker.ml.run import Run
 

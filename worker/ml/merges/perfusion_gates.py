@@ -23,15 +23,15 @@ from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import Prompt, TextEdit, text_kv
 from worker.ml.constraint_rows import captions_of, read_sites
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_inputs import (
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import (
     check_inputs,
     described,
     merged_manifest,
     merged_tokens,
     renaming_notes,
 )
-from worker.ml.merge_verification import HALF_RESIDUAL, RESIDUAL_OF_CHANGE
-from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.verification import HALF_RESIDUAL, RESIDUAL_OF_CHANGE
 from worker.ml.methods.perfusion import Learned, packed, unpacked, word_gates
 from worker.ml.readers import reader_of
 from worker.ml.run import Run

@@ -23,9 +23,9 @@ from worker.ml.constraint_rows import Asked, read_sites, word_rows
 from worker.ml.errors import InputInvalid, MethodUnsupported, PromptTooLong
 from worker.ml.families.base import DiffusionModel
 from worker.ml.least_change import whitened
-from worker.ml.merge_inputs import as_text_edit
-from worker.ml.merge_verification import caption_norms
 from worker.ml.merges.base import MergeInput
+from worker.ml.merges.inputs import as_text_edit
+from worker.ml.merges.verification import caption_norms
 from worker.ml.run import InProcessRun, Run
 from worker.ml.streams import rng
 

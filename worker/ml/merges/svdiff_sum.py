@@ -17,7 +17,8 @@ from backend.schemas.merges.svdiff_sum import CARD, SVDiffSumParams
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TokenRows
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_inputs import (
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import (
     as_changes,
     check_inputs,
     described,
@@ -25,8 +26,7 @@ from worker.ml.merge_inputs import (
     renamed_words,
     renaming_notes,
 )
-from worker.ml.merge_sums import NOTHING_PROVEN
-from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.sums import NOTHING_PROVEN
 from worker.ml.readers import reader_of
 from worker.ml.run import Run
 from worker.ml.taught_words import taught_rows, token_tensors

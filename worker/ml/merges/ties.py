@@ -13,8 +13,8 @@ from torch import Tensor
 
 from backend.schemas.merges.ties import CARD, TiesParams
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_sums import merged_sum
 from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.sums import merged_sum
 from worker.ml.run import Run
 from worker.ml.sign_election import elected_mean, trimmed
 

@@ -18,8 +18,8 @@ from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation, WeightEdit
 from worker.ml.low_rank import LowRankChange
-from worker.ml.merge_verification import prove
 from worker.ml.merges.closed_form import solve
+from worker.ml.merges.verification import prove
 from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
 

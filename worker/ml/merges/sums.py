@@ -14,7 +14,8 @@ from backend.schemas.merges.requests import MergeReport, SiteMerge
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import TokenRows
 from worker.ml.families.base import DiffusionModel
-from worker.ml.merge_inputs import (
+from worker.ml.merges.base import Merged, MergeInput
+from worker.ml.merges.inputs import (
     as_changes,
     check_inputs,
     described,
@@ -22,7 +23,6 @@ from worker.ml.merge_inputs import (
     renamed_words,
     renaming_notes,
 )
-from worker.ml.merges.base import Merged, MergeInput
 from worker.ml.readers import reader_of
 from worker.ml.run import Run
 from worker.ml.summed_changes import sum_key
