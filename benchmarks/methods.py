@@ -156,8 +156,9 @@ def measured(bench: Bench, entry: Entry, taught: Taught) -> dict[str, Any]:
     if entry.calibrate:
         learned, calibration = calibrated_by(bench, learned, taught)
     found, base, own = graded(bench, taught, partial(loaded, bench, learned))
-    keep_pictures(bench, entry.key, taught, own)
-    keep_pictures(bench, "base", taught, base)
+    seeds = len(bench.spec["image_seeds"])
+    keep_pictures(bench, entry.key, taught, own, seeds)
+    keep_pictures(bench, "base", taught, base, seeds)
     return result | found | costs | calibration | {"change_by_group": change}
 
 
@@ -192,12 +193,12 @@ def loaded(bench: Bench, weights: ConceptWeights) -> Iterator[tuple[TextEdit, In
     yield acting(bench.model, weights)
 
 
-def keep_pictures(bench: Bench, name: str, taught: Taught, pixels: Tensor) -> None:
-    """The first seed of each prompt after two photos, for the sheet; work files, not results."""
+def keep_pictures(bench: Bench, name: str, taught: Taught, pixels: Tensor, seeds: int) -> None:
+    """The first of the ``seeds`` of each prompt after two photos, for the sheet; work files, not results."""
     folder = bench.work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     photos = photo_pixels(taught.photos[:2], bench.model.description.resolution)
-    row = strip(torch.cat([photos, pixels[:: len(bench.spec["image_seeds"])]]))
+    row = strip(torch.cat([photos, pixels[::seeds]]))
     file = folder / f"{name}--{taught.slug}.png"
     staged = file.with_suffix(".tmp")
     Image.fromarray(row).save(staged, "PNG")
