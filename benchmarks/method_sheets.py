@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    path = HERE / "experiments" / "methods.json"
-    bench = Bench.load(path, HERE / "results", given.work / path.stem)
-    listed, only = targets(bench), [name for name in given.only.split(",") if name]
+    only = [name for name in given.only.split(",") if name]
+    run(HERE / "experiments" / "methods.json", HERE / "results", given.work, only)
+
+
+def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None:
+    """Draw what is missing, then write the sheets."""
+    bench = Bench.load(path, results, work / path.stem)
+    listed = targets(bench)
     for taught in listed:
         for entry in entries(bench):
             result, picture = found(bench, entry, taught)

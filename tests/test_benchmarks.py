@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from backend.schemas.methods import CARDS
-from benchmarks import methods, pairs, presence
+from benchmarks import method_sheets, methods, pairs, presence
 from benchmarks.grading import Bench
 from benchmarks.methods import chosen, entries, markdown, summary
 from benchmarks.targets import BLUEPRINT, blueprint_style, listed
@@ -83,6 +83,24 @@ def test_what_is_measured_is_not_measured_again_until_it_differs(made: tuple[Pat
     assert methods.is_current(bench, entry, result)
     assert not methods.is_current(bench, replace(entry, params={**entry.params, "steps": 3}), result)
     assert not methods.is_current(bench, entry, {**result, "judges_hash": "ff"})
+
+
+def test_a_picture_that_is_gone_is_drawn_again_as_it_was(made: tuple[Path, Path, Path]) -> None:
+    """From the weights that are at hand, and from a training of the same bytes where they are not; within what a
+    picture may differ by its neighbours in a batch.
+    """
+    file, results, work = made
+    [picture] = (work / "tiny/pictures").glob("textual-inversion-*.png")
+    [weights] = (work / "tiny/weights").glob("*.safetensors")
+    before, learned = np.asarray(Image.open(picture)).astype(int), weights.read_bytes()
+    [numbers] = [path.read_text() for path in (results / "tiny").glob("*.json")]
+    for gone in ([picture], [picture, weights]):
+        for each in gone:
+            each.unlink()
+        method_sheets.run(file, results, work)
+        assert np.abs(np.asarray(Image.open(picture)).astype(int) - before).max() <= 2
+        assert weights.read_bytes() == learned
+    assert [path.read_text() for path in (results / "tiny").glob("*.json")] == [numbers]
 
 
 def test_every_method_of_the_registry_has_a_row(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
