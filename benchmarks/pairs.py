@@ -4,7 +4,8 @@ Ways: ``average``, the mean of the changes as sequential averaging does it; ``cl
 merges; ``regions``, a box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint``,
 one training of all, with collages (``joint-collages``) and Unmix (``joint-unmix``); ``dreambooth-joint`` the same by
 DreamBooth; ``...-companions``, of concepts that were taught among companions; ``...-guided``, drawn with attention
-guidance. Beside them the base model with the class nouns, whose own rate of showing all nouns is the yardstick.
+guidance; ``...-company``, merged with every word constrained behind the others as well. Beside them the base model
+with the class nouns, whose own rate of showing all nouns is the yardstick.
 A category that the base lacks (the moongate) is taught and called by its plain name; it has no joint training here,
 because one training has one kind of word.
 Presence: `benchmarks.presence`. One result file per (way, group), so that the run resumes; ``--only`` names ways.
@@ -116,11 +117,13 @@ class Studio:
         return self.learned(SINGLE, [one], single, {**SINGLES[single], **word})
 
     def merged(
-        self, merge: str, group: Sequence[Taught], scale: float, single: str
+        self, merge: str, group: Sequence[Taught], scale: float, single: str, changed: dict[str, Any]
     ) -> tuple[ConceptWeights, dict[str, Any]]:
         """The merge of what each taught by itself, and its report without the sites."""
         inputs = [MergeInput(one.slug, self.alone(one, single), scale) for one in group]
-        made = MERGES[merge].merge(self.bench.model, inputs, MERGE_CARDS[merge].params_type(), InProcessRun())
+        made = MERGES[merge].merge(
+            self.bench.model, inputs, MERGE_CARDS[merge].params_type(**changed), InProcessRun()
+        )
         return made.weights, made.report.model_dump(mode="json", exclude={"sites"})
 
 
@@ -197,8 +200,9 @@ def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, di
     weights: tuple[tuple[ConceptWeights, float], ...] = ()
     regions: list[tuple[str, Box, ConceptWeights]] = []
     unguided = way.removesuffix("-guided")
-    stem = unguided.removesuffix("-companions")
-    single = "companions" if stem != unguided else SINGLE
+    plain = unguided.removesuffix("-company")
+    stem = plain.removesuffix("-companions")
+    single = "companions" if stem != plain else SINGLE
     if stem == "textual-inversion":
         weights = tuple((studio.learned(stem, [one], stem, {}), 1.0) for one in group)
     elif stem == "regions":
@@ -211,7 +215,8 @@ def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, di
         weights = ((studio.learned(method, group, stem, changed), 1.0),)
     elif way != BASE:
         merge, scale = ("linear", 1.0 / len(group)) if stem == "average" else (stem, 1.0)
-        learned, report = studio.merged(merge, group, scale, single)
+        changed = {"company": True} if plain != unguided else {}
+        learned, report = studio.merged(merge, group, scale, single, changed)
         weights = ((learned, 1.0),)
     subject = " and ".join(words if weights else nouns)
     defaults, side = bench.model.description.defaults, bench.model.description.resolution

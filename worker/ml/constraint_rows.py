@@ -5,6 +5,10 @@ Captions of a word: "V* dog" and "photo of a V* dog" (a style: "painting in the 
 end of the text. Words before V* have the same states in all concepts, because the encoder reads from left to right,
 while every concept wants another value there: they are left out, or may be averaged.
 
+In company a word is asked once more behind every other subject's, "photo of a V1 dog and a V2 cat", because the encoder
+gives it other states there, of which the captions above say nothing: rows from V* to the end of its noun. This is our
+own and from no paper.
+
 The values come from the concept's own edit, so any text-side edit can be asked: matrices, factors, gates, locked keys.
 Scale s: V* at ``rows.at(s)``, changes times s. In float64 on the CPU from the text encoder's own precision on.
 
@@ -61,9 +65,11 @@ class WordRows:
 
 
 @torch.no_grad()
-def word_rows(model: DiffusionModel, asked: Sequence[Asked], *, prefix: bool) -> list[list[WordRows]]:
-    """For each asked edit its words, in their order. Raises `MethodUnsupported` (rows for every layer) and
-    `PromptTooLong`.
+def word_rows(
+    model: DiffusionModel, asked: Sequence[Asked], *, prefix: bool, company: bool = False
+) -> list[list[WordRows]]:
+    """For each asked edit its words, in their order; with ``company`` each subject's behind every other's as well.
+    Raises `MethodUnsupported` (rows for every layer) and `PromptTooLong`.
     """
     spoken = iter(_all_states(model, asked, prefix))
     found: list[list[WordRows]] = []
@@ -79,7 +85,69 @@ def word_rows(model: DiffusionModel, asked: Sequence[Asked], *, prefix: bool) ->
                     break
             words.append(word)
         found.append(words)
-    return found
+    return _in_company(model, asked, found) if company else found
+
+
+def _in_company(
+    model: DiffusionModel, asked: Sequence[Asked], found: Sequence[Sequence[WordRows]]
+) -> list[list[WordRows]]:
+    """``found`` with the rows of every subject's word behind every other subject's; words that were given another row
+    than their own stay as they are.
+    """
+    known = [
+        (each, taught, word)
+        for each, words in zip(asked, found, strict=True)
+        for taught, word in zip(each.tokens, words, strict=True)
+    ]
+    subjects = [(each, taught, word) for each, taught, word in known if taught.kind == "subject"]
+    extended = {id(word): word for _, _, word in known}
+    for each, taught, word in subjects:
+        others = [(other, behind) for _, other, behind in subjects if behind is not word]
+        if word.moved or not others:
+            continue
+        states = _states_behind(model, taught, word.rows.learned, others)
+        locked = states
+        if taught.token in each.edit.locked_words:
+            locked = _states_behind(model, taught, each.edit.tokens[taught.token].at(0.0), others)
+        changes: dict[str, Tensor] = {}
+        for layer in model.cross_attention():
+            changes |= _own_changes(each, layer, states, locked)
+        extended[id(word)] = replace(
+            word,
+            states=torch.cat([word.states, states]),
+            changes={name: torch.cat([word.changes[name], change]) for name, change in changes.items()},
+            promised=torch.cat([word.promised, torch.ones(len(states), dtype=torch.bool)]),
+        )
+    return [[extended[id(word)] for word in words] for words in found]
+
+
+def _states_behind(
+    model: DiffusionModel,
+    taught: TaughtToken,
+    vectors: Tensor,
+    others: Sequence[tuple[TaughtToken, WordRows]],
+) -> Tensor:
+    """States [s, d] of the word with these ``vectors``, from V* to its noun's last piece, behind each of ``others``."""
+    end, free = model.token_ids("", {})[1], model.vocabulary_size + len(vectors)
+    ids, places, known = list[list[int]](), list[tuple[int, int]](), [vectors]
+    own = captions_of(taught.model_copy(update={"token": "own"}))[0]
+    for other, behind in others:  # two may have one name, so here they have others
+        learned = behind.rows.learned
+        virtual = {
+            "own": range(model.vocabulary_size, model.vocabulary_size + len(vectors)),
+            "other": range(free, free + len(learned)),
+        }
+        free += len(learned)
+        known.append(learned)
+        head = f"{captions_of(other.model_copy(update={'token': 'other'}))[1]} and a"
+        ids.append(model.token_ids(f"{head} {own}", virtual))
+        places.append((model.token_ids(head, virtual).index(end), ids[-1].index(end)))
+    table = torch.cat([each.to(model.device, model.dtype) for each in known])
+    longest = max(stop for _, stop in places)
+    encoded = model.encode_prompts(torch.tensor(ids)[:, :longest], table if len(table) else None).states
+    return torch.cat(
+        [row[start:stop] for row, (start, stop) in zip(encoded.double().cpu(), places, strict=True)]
+    )
 
 
 def captions_of(taught: TaughtToken) -> tuple[str, ...]:

@@ -34,6 +34,13 @@ class ClosedFormParams(Strict):
     prefix: Annotated[
         bool, Field(description="constrain the words before V* too; concepts contradict one another there")
     ] = False
+    company: Annotated[
+        bool,
+        Field(
+            description="constrain every subject's word behind each other subject's too, as prompts with several say "
+            "them; takes the longer the more there are"
+        ),
+    ] = False
 
 
 CARD = MergeCard(

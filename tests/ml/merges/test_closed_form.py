@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from backend.schemas.merges.closed_form import ClosedFormParams
-from tests.ml.merging import made, taught
+from tests.ml.merging import key_value, made, taught
 from worker.ml.caption_factor import HeldTexts, caption_factor, caption_ids, held_states
 from worker.ml.conditioning import Prompt, text_kv
+from worker.ml.constraint_rows import of_states
 from worker.ml.errors import InputInvalid, MethodUnsupported, WeightsInvalid
 from worker.ml.families import load_base
 from worker.ml.families.base import DiffusionModel
@@ -19,6 +21,7 @@ from worker.ml.merges import MERGES, Merged, MergeInput
 from worker.ml.placeholders import placeholders
 from worker.ml.readers import reader_of
 from worker.ml.run import Cancelled, InProcessRun
+from worker.ml.streams import rng
 
 CAPTIONS = 300
 
@@ -76,6 +79,60 @@ def test_words_keep_the_keys_and_values_they_learned(
     assert (manifest.method, manifest.merge, manifest.side) == ("closed-form", "closed-form", "text")
     assert manifest.parents == ["dog-weights", "cat-weights"]
     assert [token.token for token in manifest.tokens] == ["stark", "mimi"]
+
+
+def test_in_company_words_keep_what_they_learned_behind_another_subject_too(
+    model: DiffusionModel, dog: MergeInput, cat: MergeInput
+) -> None:
+    """From the row of V* to the noun; without it those rows are another thing than the concept makes of them."""
+    alone, together = merged(model, dog, cat), merged(model, dog, cat, company=True)
+    assert together.report.verified, together.report.failures
+    assert together.report.rank == together.report.constraint_rows == 12 + 2 * 2
+    for text, own in (
+        ("photo of a <mimi> cat and a <stark> dog", dog),
+        ("photo of a <stark> dog and a <mimi> cat", cat),
+    ):
+        assert behind_off(model, together, text, own) < 1e-5
+        assert behind_off(model, alone, text, own) > 1e-2
+    assert words_off(model, together, "photo of a <stark> dog", dog, first=4) < 1e-5
+    assert words_off(model, together, "photo of a <mimi> cat", cat, first=4) < 1e-5
+    back = merged(model, cat, dog, company=True)
+    states = torch.randn(5, model.cross_attention()[0].key.weight.shape[1], generator=rng(3, "states", 0))
+    for name in key_value(model):
+        here, there = (changed(model, each, name, states) for each in (together, back))
+        assert torch.allclose(here, there, atol=1e-5 * float(here.abs().max()))
+
+
+def test_in_company_nobody_stands_alone(model: DiffusionModel, dog: MergeInput) -> None:
+    """One subject has no company, and a style is no subject: the switch does nothing there."""
+    ink = made(model, "ink", "art", seed=9)
+    words = [word.model_copy(update={"kind": "style"}) for word in ink.manifest.tokens]
+    style = MergeInput("ink", replace(ink, manifest=ink.manifest.model_copy(update={"tokens": words})))
+    for inputs in ([dog], [dog, style]):
+        alone, together = (merged(model, *inputs, company=company).report for company in (False, True))
+        assert together.constraint_rows == alone.constraint_rows
+
+
+def behind_off(model: DiffusionModel, result: Merged, text: str, own: MergeInput) -> float:
+    """How far what the merge adds at the last word and its noun is from what the concept adds there, as a share."""
+    words = reader_of(result.weights).edit(model, result.weights).tokens
+    virtual, table = {}, []
+    for name in placeholders(text):
+        virtual[name] = range(model.vocabulary_size + len(table), model.vocabulary_size + len(table) + 1)
+        table.append(words[name].learned)
+    ids = model.token_ids(text, virtual)
+    end = ids.index(model.token_ids("", {})[1])
+    states = model.encode_prompts(torch.tensor([ids]), torch.cat(table)).states[0, end - 2 : end]
+    off = []
+    for name in key_value(model):
+        here, there = changed(model, result, name, states), changed(model, own, name, states)
+        off.append(float((here - there).abs().max() / there.abs().max()))
+    return max(off)
+
+
+def changed(model: DiffusionModel, of: Merged | MergeInput, name: str, states: torch.Tensor) -> torch.Tensor:
+    """What the weights add to the key or value of ``states``."""
+    return of_states(reader_of(of.weights).edit(model, of.weights).sites[name], states.double())
 
 
 def test_gates_factors_and_untrained_words_are_kept_as_well(

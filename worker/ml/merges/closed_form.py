@@ -6,7 +6,8 @@ The algebra is `worker.ml.least_change`, the constraints are `worker.ml.constrai
 at each site (`worker.ml.shared_rows`): a megabyte for Stable Diffusion 1.x where dense matrices take 75.
 
 Departures: rows before V* are not constrained (the authors' code drops them in one of its two versions); the start
-token and some padding are held, each as often as there are captions; constraint rows need not be independent.
+token and some padding are held, each as often as there are captions; constraint rows need not be independent;
+words may be constrained in one another's company as well.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Found:
 @torch.no_grad()
 def solve(model: DiffusionModel, asked: Sequence[Asked], params: ClosedFormParams, run: Run) -> Found:
     """Raises `MethodUnsupported`, `InputInvalid`, `PromptTooLong`, and what `Run.step` raises."""
-    words = word_rows(model, asked, prefix=params.prefix)
+    words = word_rows(model, asked, prefix=params.prefix, company=params.company)
     texts = HeldTexts(params.captions, params.start_token, params.padding, params.ridge)
     factor = caption_factor(model, texts, run)
     every = [word for known in words for word in known]
