@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from backend.schemas.bases import JudgesDescription
@@ -29,6 +29,8 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation
 from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
+
+LABEL_PX = 110
 
 Learned = Callable[[], AbstractContextManager[tuple[TextEdit, Installation, float]]]
 """While open, the edit and the installation it gives are what was learned, and the scale is the edit's."""
@@ -157,6 +159,14 @@ def strip(pixels: Tensor) -> NDArray[np.uint8]:
     row = torch.cat(list(pixels), dim=2).permute(1, 2, 0)
     found: NDArray[np.uint8] = ((row + 1) * 127.5).round().byte().numpy()
     return found
+
+
+def labelled(words: str, row: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The row [side, w, 3] with its name in a white cell before it."""
+    cell = Image.new("RGB", (LABEL_PX, len(row)), "white")
+    height = 6 * (words.count("\n") + 1)
+    ImageDraw.Draw(cell).multiline_text((4, len(row) // 2 - height), words, fill="black")
+    return np.concatenate([np.asarray(cell), row], axis=1)
 
 
 def save_sheet(rows: list[NDArray[np.uint8]], file: Path, scale: int = 2) -> None:

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from backend.schemas.methods import CARDS
 from benchmarks.environment import environment
-from benchmarks.grading import Bench, acting, calibrated_by, graded, save_sheet, strip, write_json
+from benchmarks.grading import Bench, acting, calibrated_by, graded, labelled, save_sheet, strip, write_json
 from benchmarks.targets import BLUEPRINT, Taught, blueprint_style, subjects
 from worker.ml.analysis import weight_change
 from worker.ml.concept_weights import ConceptWeights
@@ -39,7 +38,6 @@ from worker.ml.methods import METHODS
 MEASURES = ("subject_similarity", "prompt_similarity", "drift", "seconds", "peak_memory_bytes", "bytes")
 MOVED = ("cross-attention", "self-attention", "rest", "text-encoder")
 """Groups of layers, in the order of Kumari et al. 2023 (figure 2)."""
-LABEL_PX = 110
 
 
 @dataclass(frozen=True)
@@ -324,16 +322,5 @@ def save_target_sheet(bench: Bench, taught: Taught, listed: list[Entry]) -> None
     there = [name for name in names if files[name].exists()]
     if len(there) > 1:
         pictures = [np.asarray(Image.open(files[name])) for name in there]
-        rows = [
-            np.concatenate([label(said[name], len(row)), row], 1)
-            for name, row in zip(there, pictures, strict=True)
-        ]
+        rows = [labelled(said[name], row) for name, row in zip(there, pictures, strict=True)]
         save_sheet(rows, bench.folder.parent / f"{bench.folder.name}-{taught.slug}.webp")
-
-
-def label(words: str, side: int) -> NDArray[np.uint8]:
-    """The row's name in a white cell: uint8 [side, LABEL_PX, 3]."""
-    cell_image = Image.new("RGB", (LABEL_PX, side), "white")
-    height = 6 * (words.count("\n") + 1)
-    ImageDraw.Draw(cell_image).multiline_text((4, side // 2 - height), words, fill="black")
-    return np.asarray(cell_image)

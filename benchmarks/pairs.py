@@ -14,6 +14,7 @@ Presence: `benchmarks.presence`. One result file per (way, group), so that the r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.methods import CARDS
 from backend.services.method_params import checked
 from benchmarks.environment import environment
-from benchmarks.grading import Bench, save_sheet, strip, write_json
+from benchmarks.grading import Bench, labelled, save_sheet, strip, write_json
 from benchmarks.presence import (
     HALF,
     READ,
@@ -274,9 +275,14 @@ def summarise(bench: Bench, ways: Sequence[str]) -> None:
     write_json(bench.folder.with_suffix(".json"), told)
     bench.folder.with_suffix(".md").write_text(markdown(bench, rows))
     for name in ("-".join(slugs) for groups in bench.spec["groups"].values() for slugs in groups):
-        strips = [bench.work / "strips" / f"{way}--{name}.npy" for way in ways]
-        if shown := [np.load(file) for file in strips if file.exists()]:
+        strips = {way: bench.work / "strips" / f"{way}--{name}.npy" for way in ways}
+        if shown := [labelled(said(way), np.load(file)) for way, file in strips.items() if file.exists()]:
             save_sheet(shown, bench.folder.parent / f"{bench.folder.name}-{name}.webp")
+
+
+def said(way: str) -> str:
+    """The name of a way in lines that fit a cell."""
+    return re.sub(r"-(companions|company|guided)", r"\n\1", way)
 
 
 def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:
@@ -298,8 +304,7 @@ def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:
         f"{pictures} pictures of every group, the same seeds everywhere; one training each by the preset "
         f'`{bench.spec["preset"]}`, of the sample photos and of `benchmarks/photos`. "There" is what the judges say of '
         "crops (`benchmarks/presence.py`); ± is half of the 95 % interval over the n groups (Student), a dash where n "
-        "is 1. The base knows no moongate, nor does the judge of words. In the sheets each way is a row, in the "
-        "order of the table.",
+        "is 1. The base knows no moongate, nor does the judge of words.",
         "",
         f"Base `{bench.instruments['base_hash'][:12]}`, judges `{bench.instruments['judges_hash'][:12]}`.",
         "",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from backend.schemas.methods import CARDS
 from benchmarks import method_sheets, methods, pairs, presence
-from benchmarks.grading import Bench
+from benchmarks.grading import LABEL_PX, Bench
 from benchmarks.methods import chosen, entries, markdown, summary
 from benchmarks.targets import BLUEPRINT, blueprint_style, listed
 from worker.ml.evaluation.protocol import spread
@@ -69,7 +69,7 @@ def test_a_result_says_what_was_measured_by_whom_and_at_what_cost(made: tuple[Pa
     assert (row["n"], row["targets"], row["seconds"]["half_width_95"]) == (1, ["stark"], None)
     assert "| Textual Inversion | balanced | 1 |" in (results / "tiny.md").read_text()
     with Image.open(results / "tiny-stark.webp") as sheet:
-        assert sheet.size == (2 * (methods.LABEL_PX + 4 * 64), 2 * 2 * 64)
+        assert sheet.size == (2 * (LABEL_PX + 4 * 64), 2 * 2 * 64)
 
 
 def test_what_is_measured_is_not_measured_again_until_it_differs(made: tuple[Path, Path, Path]) -> None:

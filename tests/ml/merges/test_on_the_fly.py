@@ -11,11 +11,14 @@ import pytest
 from backend.schemas.merges.closed_form import ClosedFormParams
 from tests.ml.merging import made, taught
 from worker.ml.concept_weights import ConceptWeights
+from worker.ml.constraint_rows import Asked
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
+from worker.ml.low_rank import LowRankChange
 from worker.ml.merges import MERGES, MergeInput
+from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
-from worker.ml.sampling.composition import Composition
+from worker.ml.sampling.composition import Composition, merged_edit
 from worker.ml.sampling.engine import GenerationUnit, generate
 
 UNIT = GenerationUnit(0, "a <stark> dog, a <mimi> cat", "snow", 3, 3, 5.0, "ddim", 32, 32)
@@ -30,7 +33,7 @@ def test_the_picture_is_that_of_the_stored_merge(
     model: DiffusionModel, both: tuple[tuple[ConceptWeights, float], ...]
 ) -> None:
     inputs = [MergeInput(str(at), *each) for at, each in enumerate(both)][::-1]
-    stored = MERGES["closed-form"].merge(model, inputs, ClosedFormParams(), InProcessRun())
+    stored = MERGES["closed-form"].merge(model, inputs, ClosedFormParams(company=True), InProcessRun())
     assert stored.report.verified, stored.report.failures
     units = [
         replace(UNIT, weights=chosen)
@@ -86,3 +89,18 @@ def test_one_name_for_two_words_is_refused(
 ) -> None:
     with pytest.raises(InputInvalid, match="Two of the chosen weights teach <stark>"):
         Composition(model).of((both[0], (made(model, "stark", "cat", seed=4), 1.0)))
+
+
+def test_words_are_asked_in_company_while_that_leaves_half_of_the_directions_free(
+    model: DiffusionModel,
+) -> None:
+    """The tiny base's text states have 32: two words with 12 rows get 4 more, three with 18 would get 12 more."""
+    asked = [
+        Asked(reader_of(weights).edit(model, weights), 1.0, weights.manifest.tokens)
+        for weights in (made(model, name, "dog", seed=at) for at, name in enumerate(("one", "two", "three")))
+    ]
+    site = model.cross_attention()[0].key.name
+    for count, rows in ((2, 12 + 4), (3, 18)):
+        change = merged_edit(model, asked[:count]).sites[site]
+        assert isinstance(change, LowRankChange)
+        assert len(change.down) == rows

@@ -18,7 +18,7 @@ from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation, WeightEdit
 from worker.ml.low_rank import LowRankChange
-from worker.ml.merges.closed_form import solve
+from worker.ml.merges.closed_form import Found, solve
 from worker.ml.merges.verification import prove
 from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
@@ -66,15 +66,25 @@ class Composition:
         return self._merged[key]
 
 
+def _solved(model: DiffusionModel, asked: Sequence[Asked]) -> Found:
+    """In one another's company, unless that asks for more than half of the directions that text states have: so many
+    rows contradict one another, and each word is asked alone.
+    """
+    together = solve(model, asked, ClosedFormParams(company=True), InProcessRun())
+    rows, width = together.solved.change.rows.shape
+    return together if 2 * rows <= width else solve(model, asked, ClosedFormParams(), InProcessRun())
+
+
 def merged_edit(model: DiffusionModel, asked: Sequence[Asked]) -> TextEdit:
-    """One edit that does what each of several does at its own words; in the order of their words, so that the order of
-    the choice does not matter. Raises `InputInvalid` where that cannot be proven, and what `solve` raises.
+    """One edit that does what each of several does at its own words, in one another's company too; in the order of
+    their words, so that the order of the choice does not matter. Raises `InputInvalid` where that cannot be proven, and
+    what `solve` raises.
     """
     asked = sorted(asked, key=lambda each: [taught.token for taught in each.tokens])
     names = [taught.token for each in asked for taught in each.tokens]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputInvalid(f"Two of the chosen weights teach <{twice[0]}>: choose one of them.")
-    found = solve(model, asked, ClosedFormParams(), InProcessRun())
+    found = _solved(model, asked)
     proof = prove(model, found.solved, read_sites(model))
     if proof.failures:
         raise InputInvalid(f"These weights cannot be used in one picture. {' '.join(proof.failures)}")
