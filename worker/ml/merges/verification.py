@@ -25,6 +25,8 @@ DRIFT_AGREEMENT = 1e-3
 """Between drift predicted and measured, relative."""
 CONTRADICTION = 1e-6
 """Share of the wanted change from which on concepts are said to contradict one another."""
+ROWS_IN_CACHE = 128
+"""Rows of a matrix that are proved at once: with what is computed of them they fit a core's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +157,8 @@ def _site(
     wanted, promised = solved.wanted[site.name], solved.promised
     states, asked = solved.change.rows[promised], wanted[:, promised]
     values, weight = solved.values[site.name], site.weight.detach().cpu()
-    change = values @ solved.rows
-    used = (weight.float() + change).to(weight.dtype)
-    cast = used.float() - weight.float()
-    made = cast.double() @ states.T
-    rounded = ((change - cast) @ states.T.float()).norm()
-    size, total = asked.norm(), (weight.float() @ states.T.float()).double().add_(asked).norm()
+    made, rounded, before = _as_cast(weight, values, solved.rows, states)
+    size, total = asked.norm(), (before + asked).norm()
     off = (made - asked).norm()
     coefficients = solved.change.coefficients(wanted)
     predicted, ridge = float(coefficients.norm()), solved.factor.held.ridge
@@ -180,6 +178,23 @@ def _site(
         stationarity=_share(_norm(coefficients, shared.off), _norm(coefficients, shared.pulled)),
     )
     return numbers, _share(rounded, size), abs(with_ridge - predicted) / predicted if predicted else 0.0
+
+
+def _as_cast(weight: Tensor, values: Tensor, rows: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What adding ``values @ rows`` to the matrix [o, d] in its own precision does to ``states`` [s, d]: [o, s] in
+    float64, the size of what rounding takes of it, and what the matrix itself makes of them, [o, s]. Some rows at a
+    time: this is what a merge costs, and most of that is memory.
+    """
+    wide, single = states.T.contiguous(), states.T.float().contiguous()
+    made, lost, before = [], [], []
+    for first in range(0, len(weight), ROWS_IN_CACHE):
+        part = slice(first, first + ROWS_IN_CACHE)
+        change, old = values[part] @ rows, weight[part].float()
+        cast = (old + change).to(weight.dtype).float() - old
+        made.append(cast.double() @ wide)
+        lost.append((change - cast) @ single)
+        before.append(old @ single)
+    return torch.cat(made), torch.cat(lost).norm(), torch.cat(before).double()
 
 
 def _share(part: Tensor | float, whole: Tensor | float) -> float:
