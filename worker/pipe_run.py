@@ -19,6 +19,7 @@ PHASES = {
     "prior": "preparing",
     "spectra": "preparing",
     "photos": "preparing",
+    "masks": "preparing",
     "preview": "training",
     "images": "drawing",
     "calibration": "calibrating",

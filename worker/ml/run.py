@@ -67,7 +67,7 @@ class PreviewImage:
 
 
 class Run(Protocol):
-    """The caller's side. ``unit`` names what the message is about: "prior", "photos", "train", "preview",
+    """The caller's side. ``unit`` names what the message is about: "prior", "masks", "photos", "train", "preview",
     "images", "compress".
     """
 

@@ -37,12 +37,12 @@ def _positions(model: DiffusionModel, prompt: Prompt, taught: TaughtToken) -> Wo
             behind = re.compile(rf"\s+{re.escape(taught.class_noun)}(?!\w)", re.IGNORECASE)
             noun = behind.match(prompt.text, match.end()) if taught.class_noun else None
             end = noun.end() if noun else match.end()
-            at += range(_count(model, prompt, match.start()), _count(model, prompt, end))
+            at += range(tokens_before(model, prompt, match.start()), tokens_before(model, prompt, end))
     return tuple(at)
 
 
-def _count(model: DiffusionModel, prompt: Prompt, end: int) -> int:
-    """How many tokens the text has before character ``end``, the start token among them."""
+def tokens_before(model: DiffusionModel, prompt: Prompt, end: int) -> int:
+    """How many tokens a prompt's text has before character ``end``, the start token among them."""
     first = model.vocabulary_size
     vectors = {name: rows.vectors for edit, _ in prompt.edits for name, rows in edit.tokens.items()}
     virtual = {name: range(first, first + count) for name, count in vectors.items()}

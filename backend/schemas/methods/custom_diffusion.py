@@ -18,6 +18,7 @@ from backend.schemas.methods.shared_parameters import (
     PriorImages,
     PriorSteps,
     PriorWeight,
+    UnmaskedWeight,
     UnmixWeight,
 )
 from backend.schemas.strict import Strict
@@ -60,6 +61,7 @@ class CustomDiffusionParams(Strict):
     prior_steps: PriorSteps = 12
     augment: Annotated[bool, Field(description="resize photos at random and say so in the caption")] = True
     flip: Flip = True
+    unmasked_weight: UnmaskedWeight = 1.0
     collages: Collages = 0.0
     unmix_weight: UnmixWeight = 0.0
     companions: Companions = 0.0

@@ -18,6 +18,7 @@ from backend.schemas.methods.shared_parameters import (
     PriorImages,
     PriorSteps,
     PriorWeight,
+    UnmaskedWeight,
     UnmixWeight,
 )
 from backend.schemas.strict import Strict
@@ -80,6 +81,7 @@ class LoraParams(Strict):
     prior_images: PriorImages = 24
     prior_steps: PriorSteps = 12
     flip: Flip = True
+    unmasked_weight: UnmaskedWeight = 1.0
     collages: Collages = 0.0
     unmix_weight: UnmixWeight = 0.0
     companions: Companions = 0.0

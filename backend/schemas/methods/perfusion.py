@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard, Presets
+from backend.schemas.methods.shared_parameters import Flip, UnmaskedWeight
 from backend.schemas.strict import Strict
 
 
@@ -43,7 +44,8 @@ class PerfusionParams(Strict):
         Literal["local", "global"],
         Field(description="lock the word's own keys to the class, or those of the whole prompt"),
     ] = "local"
-    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
+    flip: Flip = True
+    unmasked_weight: UnmaskedWeight = 1.0
     max_grad_norm: Annotated[float, Field(gt=0, le=100)] = 1.0
     preview_every: Annotated[
         int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")

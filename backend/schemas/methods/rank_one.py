@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard, Presets
+from backend.schemas.methods.shared_parameters import Flip, UnmaskedWeight
 from backend.schemas.strict import Strict
 
 
@@ -21,7 +22,8 @@ class RankOneParams(Strict):
         float,
         Field(gt=0, le=100, description="how far the target moves, in lengths of what the word said before"),
     ] = 8.0
-    flip: Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")] = True
+    flip: Flip = True
+    unmasked_weight: UnmaskedWeight = 1.0
     preview_every: Annotated[
         int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")
     ] = 0

@@ -13,6 +13,16 @@ PriorWeight = Annotated[
 PriorImages = Annotated[int, Field(ge=0, le=1000, description="generated class images (papers: 200 to 1000)")]
 PriorSteps = Annotated[int, Field(ge=1, le=200, description="solver steps of a prior image")]
 Flip = Annotated[bool, Field(description="mirror photos at random; off for lettering and faces")]
+UnmaskedWeight = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="what the surroundings of the subject count beside its own 1: below 1 the base model finds it by "
+        "its class noun, and what is around it is learned less, at 0 not at all; styles, concepts without a class noun "
+        "and new categories are learned whole",
+    ),
+]
 MaxGradNorm = Annotated[float, Field(gt=0, le=100, description="gradients are clipped to this norm")]
 PreviewEvery = Annotated[
     int, Field(ge=0, le=20000, description="steps between previews; 0: first and last only")

@@ -18,6 +18,7 @@ from backend.schemas.methods.shared_parameters import (
     PriorImages,
     PriorSteps,
     PriorWeight,
+    UnmaskedWeight,
     UnmixWeight,
 )
 from backend.schemas.strict import Strict
@@ -50,6 +51,7 @@ class SVDiffParams(Strict):
     prior_images: PriorImages = 200
     prior_steps: PriorSteps = 12
     flip: Flip = True
+    unmasked_weight: UnmaskedWeight = 1.0
     collages: Collages = 0.0
     unmix_weight: UnmixWeight = 0.0
     companions: Companions = 0.0

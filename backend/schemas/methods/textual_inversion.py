@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from backend.schemas.methods.card import MethodCard, Presets
-from backend.schemas.methods.shared_parameters import Flip, PreviewEvery
+from backend.schemas.methods.shared_parameters import Flip, PreviewEvery, UnmaskedWeight
 from backend.schemas.strict import Strict
 
 
@@ -40,6 +40,7 @@ class TextualInversionParams(Strict):
         float, Field(ge=0.1, le=100, description="for norm=cap, in lengths of a mean word")
     ] = 1.4
     flip: Flip = True
+    unmasked_weight: UnmaskedWeight = 1.0
     preview_every: PreviewEvery = 100
 
 

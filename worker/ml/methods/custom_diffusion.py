@@ -240,6 +240,7 @@ def prepare(
         run=run,
         new_category=params.new_category,
         companions=_share(params, params.companions),
+        unmasked_weight=params.unmasked_weight,
     )
 
 

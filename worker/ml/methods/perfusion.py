@@ -123,6 +123,7 @@ class Perfusion:
             seed=seed,
             prior_dir=prior_dir,
             run=run,
+            unmasked_weight=params.unmasked_weight,
         )
 
         def caption(lesson: Lesson, _prefix: str, place: int) -> str:

@@ -83,6 +83,7 @@ class RankOne:
             seed=seed,
             prior_dir=prior_dir,
             run=run,
+            unmasked_weight=params.unmasked_weight,
         )
         values = {layer.value.name: layer.value.weight.float() for layer in model.cross_attention()}
         probes = {

@@ -84,6 +84,7 @@ class TextualInversion:
             seed=seed,
             prior_dir=prior_dir,
             run=run,
+            unmasked_weight=params.unmasked_weight,
         )
         learned = {f"token.{name}.learned": rows.learned for name, rows in edit.tokens.items()}
         for tensor in learned.values():

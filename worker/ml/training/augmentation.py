@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from worker.ml.errors import InputInvalid
 
@@ -60,6 +61,11 @@ def open_square(path: Path, size_px: int) -> Image.Image:
     return square if side <= 2 * size_px else square.resize((2 * size_px,) * 2, Image.Resampling.LANCZOS)
 
 
+def square_pixels(path: Path, size_px: int) -> Tensor:
+    """`open_square` at exactly ``size_px``: [3, S, S] in [-1, 1]."""
+    return _pixels(open_square(path, size_px).resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
 def draw_view(size_px: int, rng: torch.Generator, *, augment: bool, flip: bool) -> Draw:
     """Throws all dice for one view of side S = ``size_px``; pure in ``rng``."""
     chance = torch.rand(3, generator=rng).tolist()
@@ -82,20 +88,30 @@ def render(photo: Image.Image, draw: Draw, size_px: int, cell: int) -> View:
     """The view that ``draw`` describes, of a square photo. ``cell``: pixels per latent cell."""
     photo = ImageOps.mirror(photo) if draw.mirrored else photo
     pixels = _pixels(photo.resize((draw.size_px, draw.size_px), Image.Resampling.BICUBIC))
+    pixels = _in_view(pixels, draw, size_px)
     mask = torch.ones(1, size_px // cell, size_px // cell)
-    if draw.size_px > size_px:
-        pixels = pixels[:, draw.top_px : draw.top_px + size_px, draw.left_px : draw.left_px + size_px]
-    elif draw.size_px < size_px:
-        canvas = torch.zeros(3, size_px, size_px)
-        canvas[:, draw.top_px : draw.top_px + draw.size_px, draw.left_px : draw.left_px + draw.size_px] = (
-            pixels
-        )
-        pixels = canvas
+    if draw.size_px < size_px:
         mask.zero_()
         top, left = draw.top_px // cell + 1, draw.left_px // cell + 1
         bottom, right = (draw.top_px + draw.size_px) // cell - 1, (draw.left_px + draw.size_px) // cell - 1
         mask[:, top : max(bottom, top + 1), left : max(right, left + 1)] = 1.0
     return View(pixels.contiguous(), mask, draw.prefix)
+
+
+def placed(plane: Tensor, draw: Draw) -> Tensor:
+    """A plane [C, S, S] of a square photo as `render` places the photo itself: the same shape, 0 beside it."""
+    plane = plane.flip(-1) if draw.mirrored else plane
+    resized = interpolate(plane[None], size=(draw.size_px,) * 2, mode="bilinear", antialias=True)[0]
+    return _in_view(resized, draw, plane.shape[-1])
+
+
+def _in_view(pixels: Tensor, draw: Draw, size_px: int) -> Tensor:
+    """The part of a resized plane [C, r, r] that is seen, or all of it on a canvas of 0: [C, S, S]."""
+    if draw.size_px >= size_px:
+        return pixels[:, draw.top_px : draw.top_px + size_px, draw.left_px : draw.left_px + size_px]
+    canvas = torch.zeros(len(pixels), size_px, size_px)
+    canvas[:, draw.top_px : draw.top_px + draw.size_px, draw.left_px : draw.left_px + draw.size_px] = pixels
+    return canvas
 
 
 def _integer(rng: torch.Generator, low: int, high: int) -> int:

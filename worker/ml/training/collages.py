@@ -59,8 +59,8 @@ def collage_rows(
 
 def collage(
     lessons: Sequence[Lesson], left: int, right: int, prior: bool, dice: torch.Generator
-) -> tuple[Tensor, str]:
-    """Latents [C, h, w] and caption of a collage of two photos, or of two prior images."""
+) -> tuple[Tensor, Tensor, str]:
+    """Latents [C, h, w], mask [1, h, w] and caption of a collage of two photos, or of two prior images."""
     pair = (lessons[left], lessons[right])
     shown = [
         _of_class(each.prior, dice)
@@ -69,7 +69,9 @@ def collage(
         for each in pair
     ]
     captions = collage_captions(*(words(each.concept, prior) for each in pair))
-    return halves(*shown), captions[int(torch.randint(len(captions), (), generator=dice))]
+    (left_shown, left_mask), (right_shown, right_mask) = shown
+    chosen = captions[int(torch.randint(len(captions), (), generator=dice))]
+    return halves(left_shown, right_shown), halves(left_mask, right_mask), chosen
 
 
 def words(concept: ConceptExamples, prior: bool) -> str:
@@ -91,11 +93,13 @@ def halves(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left[..., first : first + near], right[..., second : second + far]], dim=-1)
 
 
-def _plain(bank: Bank, dice: torch.Generator) -> Tensor:
-    """A view [C, h, w] that is neither made smaller nor larger, where there is one."""
+def _plain(bank: Bank, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A view [C, h, w] that is neither made smaller nor larger, where there is one, and its mask."""
     plain = [at for at, prefix in enumerate(bank.prefixes) if not prefix] or list(range(len(bank.prefixes)))
-    return bank.latents[plain[int(torch.randint(len(plain), (), generator=dice))]]
+    chosen = plain[int(torch.randint(len(plain), (), generator=dice))]
+    return bank.latents[chosen], bank.masks[chosen]
 
 
-def _of_class(prior: PriorImages, dice: torch.Generator) -> Tensor:
-    return prior.latents[int(torch.randint(len(prior.captions), (), generator=dice))]
+def _of_class(prior: PriorImages, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+    latents = prior.latents[int(torch.randint(len(prior.captions), (), generator=dice))]
+    return latents, torch.ones_like(latents[:1])

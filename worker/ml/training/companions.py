@@ -32,6 +32,7 @@ from worker.ml.training.augmentation import Draw, open_square, render
 from worker.ml.training.captions import ARTICLE, with_article
 from worker.ml.training.dataset import ENCODED_AT_ONCE, PHOTOS_TOGETHER
 from worker.ml.training.prior import PriorImages, ensure_prior
+from worker.ml.training.subject_masks import SubjectMasks
 
 if TYPE_CHECKING:
     from worker.ml.training.lessons import ConceptExamples, Lesson
@@ -109,9 +110,11 @@ def build_companions(
     seed: int,
     cache_dir: Path,
     run: Run,
+    subjects: SubjectMasks | None = None,
 ) -> Companions | None:
     """Draws or finds the base's pictures, which are kept like all prior images, and encodes photos among them; None
-    where the concept has no `companies`. ``preserve``: the pictures are prior images too.
+    where the concept has no `companies`. ``preserve``: the pictures are prior images too. ``subjects``: where photos
+    show it.
 
     A pure function of photos, seed and parameters, whatever the number of steps. ``run.step("photos", ...)`` after each
     batch. Raises `InputInvalid`, `PromptTooLong` and what ``run.step`` raises.
@@ -139,9 +142,10 @@ def build_companions(
             for nth, picture in enumerate(under.clamp(-1.0, 1.0)):
                 company, view = of_picture[plain[nth]], (first + nth) * VIEWS_PER_PICTURE + turn
                 draw = place_draw(size, company.left, rng(seed, f"{stream}/view", view), flip=flip)
-                pixels, mask = pasted(picture, squares[view % len(squares)], draw, model.cell)
+                photo = view % len(squares)
+                pixels, mask = pasted(picture, squares[photo], draw, model.cell)
                 views.append(pixels)
-                masks.append(mask)
+                masks.append(subjects.weighed(mask, photo, draw) if subjects else mask)
                 captions.append(company.caption)
             dice = rng(seed, f"{stream}/posterior", first * VIEWS_PER_PICTURE + turn)
             latents.append(model.encode_images(torch.stack(views), dice).float())

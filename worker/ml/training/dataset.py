@@ -16,7 +16,7 @@ The bank is a pure function of photos, seed and parameters: after an interruptio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.run import Run
 from worker.ml.streams import rng
 from worker.ml.training.augmentation import draw_view, open_square, render
+from worker.ml.training.subject_masks import SubjectMasks
 
 VIEWS_PER_PHOTO = 24
 VIEWS_PER_PLAIN_PHOTO = 4
@@ -88,8 +89,10 @@ def build_bank(
     augment: bool,
     flip: bool,
     run: Run,
+    masks: SubjectMasks | None = None,
 ) -> Bank:
-    """Encodes views of ``photos`` at the base model's resolution, every photo as often as every other.
+    """Encodes views of ``photos`` at the base model's resolution, every photo as often as every other; with ``masks``
+    of the photos the masks of views are lowered beside the subject.
 
     Latents are a seeded draw from the autoencoder's posterior. ``run.step("photos", ...)`` after each batch.
     The bank does not depend on the number of steps: a shorter training is the beginning of a longer one.
@@ -104,7 +107,9 @@ def build_bank(
         photo = open_square(path, size)
         for view in range(per_photo):
             dice = rng(seed, f"{stream}/view", number * per_photo + view)
-            views.append(render(photo, draw_view(size, dice, augment=augment, flip=flip), size, model.cell))
+            draw = draw_view(size, dice, augment=augment, flip=flip)
+            seen = render(photo, draw, size, model.cell)
+            views.append(replace(seen, mask=masks.weighed(seen.mask, number, draw)) if masks else seen)
     latents = []
     for chunk in range(0, len(views), ENCODED_AT_ONCE):
         pixels = torch.stack([view.pixels for view in views[chunk : chunk + ENCODED_AT_ONCE]])

@@ -58,6 +58,8 @@ class RecipeParams(Protocol):
     @property
     def flip(self) -> bool: ...
     @property
+    def unmasked_weight(self) -> float: ...
+    @property
     def collages(self) -> float: ...
     @property
     def unmix_weight(self) -> float: ...
@@ -107,6 +109,7 @@ class Recipe:
             prior_dir=prior_dir,
             run=run,
             companions=params.companions,
+            unmasked_weight=params.unmasked_weight,
         )
 
     def trainee(

@@ -17,13 +17,14 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Untouched
 from worker.ml.run import Run
 from worker.ml.streams import rng
-from worker.ml.training.augmentation import SMALL, ZOOMED
+from worker.ml.training.augmentation import SMALL, ZOOMED, square_pixels
 from worker.ml.training.captions import class_prompts, other_class_prompts, photo_caption
 from worker.ml.training.collages import collage, collage_captions, collage_rows, words
 from worker.ml.training.companions import Companions, build_companions, companion_rows
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.retrieval import retrieve_prior
+from worker.ml.training.subject_masks import subject_masks
 from worker.ml.training.trainee import Rows
 
 
@@ -131,12 +132,14 @@ def prepare_lessons(
     run: Run,
     new_category: bool = False,
     companions: float = 0.0,
+    unmasked_weight: float = 1.0,
 ) -> list[Lesson]:
     """Encodes photos and makes or finds prior images; ``prior_images`` 0: none. Raises `InputInvalid`. To be called
     before anything is installed: the prior is the base model's.
 
     ``new_category``: the class noun is what is taught, so the prior images are of others (`other_class_prompts`).
     ``companions`` above 0: photos are shown among other things too (`worker.ml.training.companions`).
+    ``unmasked_weight`` below 1: what is around the subject counts less (`worker.ml.training.subject_masks`).
     """
     lessons = []
     for concept in concepts:
@@ -165,6 +168,17 @@ def prepare_lessons(
                 )
             elif prior == "prediction":
                 kept = PriorPrediction(tuple(prompts), Untouched(model.denoiser, model.text_encoder))
+        subjects = None
+        if unmasked_weight < 1.0 and kind == "subject" and noun and not new_category:
+            subjects = subject_masks(
+                model,
+                [square_pixels(path, base.resolution) for path in concept.photos],
+                noun,
+                unmasked_weight=unmasked_weight,
+                seed=seed,
+                stream=f"subject/{concept.token}",
+                run=run,
+            )
         bank = build_bank(
             model,
             concept.photos,
@@ -173,6 +187,7 @@ def prepare_lessons(
             augment=augment,
             flip=flip,
             run=run,
+            masks=subjects,
         )
         company = None
         if companions > 0.0:
@@ -185,6 +200,7 @@ def prepare_lessons(
                 seed=seed,
                 cache_dir=prior_dir,
                 run=run,
+                subjects=subjects,
             )
         lessons.append(Lesson(concept, bank, kept, company))
     return lessons
@@ -261,10 +277,10 @@ def deal_lessons(
     for row, (left, right) in collage_rows(
         lessons, tokens, prior, share=collages, seed=seed, step=step
     ).items():
-        shown[row], captions[row] = collage(
+        shown[row], fields[row], captions[row] = collage(
             lessons, left, right, prior[row], rng(seed, f"halves/{row}", step)
         )
-        fields[row], tokens[row] = 1.0, ""
+        tokens[row] = ""
         if not prior[row]:
             sides[row] = lessons[left].concept.token, lessons[right].concept.token
     distinct = list(dict.fromkeys(captions))

@@ -1,0 +1,96 @@
+"""Where the subject of a photo is, so that a training need not learn what is around it.
+
+Masked training counts the loss where the subject is and less, or nothing, beside it (Mix-of-Show, Gu et al., NeurIPS
+2023, arXiv 2305.18292, section 3.2; other trainers, from masks that people draw). Here nobody draws: the base model
+says where it reads the class noun. A photo's latents are noised to `LEVELS` levels and read with "photo of a dog"; the
+share of the noun in the attention of each position (`worker.ml.attention_maps`, of "What the DAAM", Tang et al., ACL
+2023, arXiv 2210.04885), averaged over the levels and divided by its maximum, is cut softly between `AROUND` and
+`INSIDE`. Its grid is coarse, so a mask reaches a little over the subject's edge, which is then learned too.
+
+There is no mask for a style, for a concept without a class noun, and for a category that the base model lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.ml.attention_maps import watched
+from worker.ml.conditioning import Prompt, text_kv
+from worker.ml.families.base import DiffusionModel
+from worker.ml.run import Run
+from worker.ml.sampling.schedulers import build_scheduler
+from worker.ml.streams import rng
+from worker.ml.training.augmentation import Draw, placed
+from worker.ml.training.captions import with_article
+from worker.ml.word_positions import tokens_before
+
+SCHEDULE, LEVELS = 10, slice(2, 9)
+"""Of so many solver steps those in the middle: above them nothing is seen, below them everything looks like noise."""
+AROUND, INSIDE = 0.12, 0.35
+"""Shares of the maximum; at the first a position is wholly beside the subject, from the second on wholly on it."""
+FEWEST_CELLS = 1.0
+"""A view in which less of the subject is left counts as it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectMasks:
+    """``masks``: of each photo [1, S, S] in [0, 1], 1 where the subject is. ``unmasked_weight`` in [0, 1): what the
+    loss counts beside it.
+    """
+
+    masks: tuple[Tensor, ...]
+    unmasked_weight: float
+
+    def weighed(self, mask: Tensor, photo: int, draw: Draw) -> Tensor:
+        """``mask`` [1, h, w] of the view that ``draw`` made of a photo, lowered beside the subject."""
+        cell = self.masks[photo].shape[-1] // mask.shape[-1]
+        inside = functional.avg_pool2d(placed(self.masks[photo], draw), cell).to(mask)
+        if float((mask * inside).sum()) < FEWEST_CELLS:
+            return mask
+        return mask * (self.unmasked_weight + (1.0 - self.unmasked_weight) * inside)
+
+
+@torch.no_grad()
+def subject_masks(
+    model: DiffusionModel,
+    photos: Sequence[Tensor],
+    class_noun: str,
+    *,
+    unmasked_weight: float,
+    seed: int,
+    stream: str,
+    run: Run,
+) -> SubjectMasks:
+    """``photos`` [3, S, S] in [-1, 1] at the base model's resolution. A pure function of photos, noun and seed.
+    ``run.step("masks", ...)`` after each photo.
+    """
+    text = f"photo of {with_article(class_noun)}"
+    prompt = Prompt(text, ())
+    noun = range(
+        tokens_before(model, prompt, len(text) - len(class_noun)), tokens_before(model, prompt, len(text))
+    )
+    known = text_kv(model, [prompt])
+    scheduler = build_scheduler("ddim", model.scheduler_config, SCHEDULE)
+    levels = scheduler.timesteps[LEVELS].to(model.device)
+    found = []
+    for number, pixels in enumerate(photos):
+        latents = model.encode_images(pixels[None]).float()
+        dice = rng(seed, stream, number)
+        noise = torch.randn((len(levels), *latents.shape[1:]), generator=dice).to(latents)
+        noisy = scheduler.add_noise(latents.expand(len(levels), -1, -1, -1), noise, levels)
+        attended = watched(model, noisy, levels, known.rows([0] * len(levels)))
+        share = attended[..., list(noun)].sum(-1).mean(0, keepdim=True)
+        found.append(_cut(share, pixels.shape[-1]).cpu())
+        run.step("masks", number + 1, len(photos))
+    return SubjectMasks(tuple(found), unmasked_weight)
+
+
+def _cut(share: Tensor, size_px: int) -> Tensor:
+    """A map [1, h, w] >= 0 -> [1, S, S] in [0, 1]."""
+    wide = functional.interpolate(share[None], size=(size_px, size_px), mode="bicubic")[0].clamp(min=0.0)
+    return ((wide / wide.max() - AROUND) / (INSIDE - AROUND)).clamp(0.0, 1.0)
