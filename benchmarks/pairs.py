@@ -1,13 +1,8 @@
 """Concepts together: who is there when two or three share a prompt, by every way of putting them together.
 
-Ways: ``average``, the mean of the changes as sequential averaging does it; ``closed-form`` and ``gradient-fusion``,
-merges; ``regions``, a box for each concept and no merge; ``textual-inversion``, words alone in one prompt; ``joint``,
-one training of all, with collages (``joint-collages``) and Unmix (``joint-unmix``); ``dreambooth-joint`` the same by
-DreamBooth; ``...-companions``, of concepts that were taught among companions; ``...-guided``, drawn with attention
-guidance; ``...-company``, merged with every word constrained behind the others as well. Beside them the base model
-with the class nouns, whose own rate of showing all nouns is the yardstick.
-A category that the base lacks (the moongate) is taught and called by its plain name; it has no joint training here,
-because one training has one kind of word.
+The ways are those of `benchmarks.ways`. Beside them stands the base model with the class nouns, whose own rate of
+showing all nouns is the yardstick. A category that the base lacks (the moongate) is taught and called by its plain
+name; it has no joint training here, because one training has one kind of word.
 Presence: `benchmarks.presence`. One result file per (way, group), so that the run resumes; ``--only`` names ways.
 """
 
@@ -16,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.schemas.merges import MERGE_CARDS
-from backend.schemas.methods import CARDS
-from backend.services.method_params import checked
 from benchmarks.environment import environment
 from benchmarks.grading import Bench, labelled, save_sheet, strip, write_json
 from benchmarks.presence import (
@@ -40,92 +32,11 @@ from benchmarks.presence import (
     verdict,
 )
 from benchmarks.targets import Taught, listed
-from worker.ml.concept_weights import ConceptWeights
+from benchmarks.ways import BASE, LEARNED_AS_ONE, Studio, drawn
 from worker.ml.evaluation import protocol
 from worker.ml.evaluation.measures import photo_pixels
-from worker.ml.merges import MERGES
-from worker.ml.merges.base import MergeInput
-from worker.ml.methods import METHODS
-from worker.ml.regions import Box
-from worker.ml.run import InProcessRun
-from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate
-from worker.ml.training.captions import with_article
-from worker.ml.training.loop import train
 
-BASE, TRUE = "base", "photos side by side"
-SINGLE = "custom-diffusion"
-JOINT: dict[str, tuple[str, dict[str, Any]]] = {
-    "joint": (SINGLE, {}),
-    "joint-collages": (SINGLE, {"collages": 0.6}),
-    "joint-unmix": (SINGLE, {"collages": 0.6, "unmix_weight": 1.0}),
-    "dreambooth-joint": ("dreambooth", {}),
-}
-LEARNED_AS_ONE = {"textual-inversion", *JOINT}
-"""What trains every concept with a word of its own."""
-SINGLES: dict[str, dict[str, Any]] = {SINGLE: {}, "companions": {"companions": 0.35}}
-"""Two ways to teach a concept by itself, with other parameters than the preset's."""
-GUIDANCE = 1.0
-"""The paper's step (`worker.ml.sampling.attention_guidance`)."""
 SHOWN = 6
-
-
-@dataclass
-class Studio:
-    """The bench, its subjects, and what was learned, kept in files of its work folder by name."""
-
-    bench: Bench
-    known: dict[str, Taught]
-    loaded: dict[str, ConceptWeights] = field(default_factory=dict)
-
-    def is_new(self, one: Taught) -> bool:
-        """Whether the base lacks the category."""
-        return one.class_noun not in self.bench.model.description.class_nouns
-
-    def called(self, one: Taught) -> str:
-        """What a prompt says."""
-        return with_article(one.class_noun) if self.is_new(one) else f"a <{one.slug}> {one.class_noun}"
-
-    def learned(
-        self, method: str, group: Sequence[Taught], name: str, changed: dict[str, Any]
-    ) -> ConceptWeights:
-        """One training of all of the group by the experiment's preset."""
-        key = f"{name}--{'-'.join(one.slug for one in group)}"
-        file = self.bench.work / "weights" / f"{key}.safetensors"
-        if key not in self.loaded:
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self._train(method, group, changed).save(file)
-            self.loaded[key] = ConceptWeights.load(file)
-        return self.loaded[key]
-
-    def _train(self, method: str, group: Sequence[Taught], changed: dict[str, Any]) -> ConceptWeights:
-        card, base, run = CARDS[method], self.bench.model.description, InProcessRun()
-        params = card.params_type(**checked(card, base, self.bench.spec["preset"], changed, len(group)))
-        trainee = METHODS[method].trainee(
-            self.bench.model,
-            [one.examples for one in group],
-            params,
-            seed=self.bench.spec["training_seed"],
-            prior_dir=self.bench.work / "prior",
-            previews=[],
-            run=run,
-        )
-        return train(self.bench.model, [trainee], run)[0]
-
-    def alone(self, one: Taught, single: str) -> ConceptWeights:
-        """What one concept learned by itself."""
-        word = {"word": "class-noun"} if self.is_new(one) else {}
-        return self.learned(SINGLE, [one], single, {**SINGLES[single], **word})
-
-    def merged(
-        self, merge: str, group: Sequence[Taught], scale: float, single: str, changed: dict[str, Any]
-    ) -> tuple[ConceptWeights, dict[str, Any]]:
-        """The merge of what each taught by itself, and its report without the sites."""
-        inputs = [MergeInput(one.slug, self.alone(one, single), scale) for one in group]
-        made = MERGES[merge].merge(
-            self.bench.model, inputs, MERGE_CARDS[merge].params_type(**changed), InProcessRun()
-        )
-        return made.weights, made.report.model_dump(mode="json", exclude={"sites"})
 
 
 def run(path: Path, results: Path, work: Path, only: Sequence[str] = ()) -> None:
@@ -192,61 +103,6 @@ def measured(studio: Studio, way: str, group: Sequence[Taught]) -> dict[str, Any
     }
 
 
-def drawn(studio: Studio, way: str, group: Sequence[Taught]) -> tuple[Tensor, dict[str, Any] | None]:
-    """Every place with every seed: [n, 3, S, S] in [-1, 1], on the CPU."""
-    bench = studio.bench
-    nouns = [with_article(one.class_noun) for one in group]
-    words = [studio.called(one) for one in group]
-    report: dict[str, Any] | None = None
-    weights: tuple[tuple[ConceptWeights, float], ...] = ()
-    regions: list[tuple[str, Box, ConceptWeights]] = []
-    unguided = way.removesuffix("-guided")
-    plain = unguided.removesuffix("-company")
-    stem = plain.removesuffix("-companions")
-    single = "companions" if stem != plain else SINGLE
-    if stem == "textual-inversion":
-        weights = tuple((studio.learned(stem, [one], stem, {}), 1.0) for one in group)
-    elif stem == "regions":
-        for place, (one, word) in enumerate(zip(group, words, strict=True)):
-            box = Box(place / len(group), 0.0, 1.0 / len(group), 1.0)
-            own = studio.alone(one, single)
-            regions.append((" and ".join([word] * len(group)), box, own))
-    elif stem in JOINT:
-        method, changed = JOINT[stem]
-        weights = ((studio.learned(method, group, stem, changed), 1.0),)
-    elif way != BASE:
-        merge, scale = ("linear", 1.0 / len(group)) if stem == "average" else (stem, 1.0)
-        changed = {"company": True} if plain != unguided else {}
-        learned, report = studio.merged(merge, group, scale, single, changed)
-        weights = ((learned, 1.0),)
-    subject = " and ".join(words if weights else nouns)
-    defaults, side = bench.model.description.defaults, bench.model.description.resolution
-    units = [
-        GenerationUnit(
-            index=index,
-            text=f"a photo of {subject} {place}",
-            negative_text="",
-            seed=seed,
-            num_inference_steps=bench.spec["num_inference_steps"],
-            guidance_scale=defaults.guidance_scale,
-            scheduler=defaults.scheduler,
-            width=side,
-            height=side,
-            weights=weights,
-            regions=tuple(
-                RegionUnit(f"a photo of {text} {place}", box, ((own, 1.0),)) for text, box, own in regions
-            ),
-            attention_guidance=GUIDANCE if unguided != way else 0.0,
-        )
-        for index, (place, seed) in enumerate(
-            (place, seed) for place in bench.spec["places"] for seed in bench.spec["image_seeds"]
-        )
-    ]
-    found = {unit.index: pixels for unit, pixels in generate(bench.model, units, InProcessRun())}
-    ordered = np.stack([found[index] for index in range(len(units))])
-    return torch.from_numpy(ordered).permute(0, 3, 1, 2).float() / 127.5 - 1.0, report
-
-
 def keep_strip(bench: Bench, way: str, group: Sequence[Taught], pixels: Tensor) -> None:
     """The first pictures of every place in turn, for the sheet; work files, not results."""
     seeds = len(bench.spec["image_seeds"])
@@ -282,7 +138,7 @@ def summarise(bench: Bench, ways: Sequence[str]) -> None:
 
 def said(way: str) -> str:
     """The name of a way in lines that fit a cell."""
-    return re.sub(r"-(companions|company|guided)", r"\n\1", way)
+    return re.sub(r"-(collages|masked|lokr|companions|company|guided|retried)", r"\n\1", way)
 
 
 def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:

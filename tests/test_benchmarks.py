@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.methods import CARDS
-from benchmarks import method_sheets, methods, pairs, presence
+from benchmarks import method_sheets, methods, pairs, presence, ways
 from benchmarks.grading import LABEL_PX, Bench
 from benchmarks.methods import chosen, entries, markdown, summary
 from benchmarks.targets import BLUEPRINT, blueprint_style, listed
@@ -204,6 +205,21 @@ def test_photos_stand_side_by_side_whole() -> None:
     joined = presence.side_by_side(photos)
     assert joined.shape == (3, 60, 60)
     assert [round(float(joined[0, 30, at]), 3) for at in (10, 30, 50)] == [0.0, 0.5, 1.0]
+
+
+def test_the_names_of_ways_say_what_they_are() -> None:
+    asked = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())["ways"]
+    found = {name: ways.Way.of(name) for name in asked}
+    assert found["closed-form-companions-company"] == ways.Way(
+        "closed-form", "companions", company=True, guided=False, retried=False
+    )
+    assert found["regions-lokr-companions"].single == "lokr-companions"
+    assert found["regions-companions-retried"].retried
+    assert found["closed-form-guided"].guided
+    stems = {*ways.JOINT, "average", "regions", "textual-inversion", *MERGE_CARDS}
+    assert {way.stem for way in found.values()} <= stems
+    for method, changed in (*ways.JOINT.values(), *ways.SINGLES.values()):
+        CARDS[method].params_type(**changed)
 
 
 def test_a_table_of_concepts_together_says_its_n(tmp_path: Path) -> None:

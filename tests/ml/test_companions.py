@@ -23,6 +23,7 @@ from worker.ml.training.companions import (
     VIEWS_PER_PICTURE,
     Companions,
     Company,
+    beside,
     build_companions,
     companies,
     companion_texts,
@@ -169,6 +170,22 @@ def test_only_the_box_less_a_cell_counts_and_the_picture_stays_around_it() -> No
     assert torch.equal(pixels[:, outside], under[:, outside])
 
 
+def test_the_companion_counts_as_much_as_the_subject_and_the_seam_not() -> None:
+    """Its half is columns 4 to 7; rows 2 to 6 and columns 1 to 5 are the box and what touches it."""
+    box = torch.zeros(1, 8, 8)
+    box[:, 4:5, 2:4] = 1.0
+    own = box * torch.tensor([0.5])
+    found = beside(box, own, left=True)
+    free = torch.ones(1, 8, 8)
+    free[..., :4] = 0.0
+    free[:, 2:7, 0:6] = 0.0
+    assert torch.equal(found > 0, free > 0)
+    assert len(found[found > 0].unique()) == 1
+    assert float(found.sum()) == pytest.approx(float(own.sum()))
+    mirrored = beside(box.flip(-1), own.flip(-1), left=False)
+    assert torch.equal(mirrored.flip(-1), found)
+
+
 def test_photos_are_pasted_into_all_of_the_bases_pictures(
     base: DiffusionModel, photos: list[Path], prior: Path
 ) -> None:
@@ -183,9 +200,11 @@ def test_photos_are_pasted_into_all_of_the_bases_pictures(
     assert made.prior is not None
     assert made.prior.captions == tuple(plain for plain in OF_STARK.values() for _ in range(CHUNK))
     for mask, caption in zip(made.masks, made.captions, strict=True):
-        columns = mask[0].any(dim=0).nonzero().flatten().float()
-        assert 0 < mask.sum() < 16
-        assert (columns.mean() < 3.5) == caption.startswith("photo of a <stark>")
+        left = caption.startswith("photo of a <stark>")
+        columns = (mask[0] == 1).any(dim=0).nonzero().flatten().float()
+        assert 0 < (mask == 1).sum() < 16
+        assert (columns.mean() < 3.5) == left
+        assert bool((mask[..., 4:] if left else mask[..., :4]).any())
 
 
 def test_they_follow_from_photos_and_seed(base: DiffusionModel, photos: list[Path], prior: Path) -> None:

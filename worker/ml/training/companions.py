@@ -5,9 +5,10 @@ middle; in "a <stark> dog and a guitar" the word stands in another company of te
 size, and it is lost. Cut-Mix (`worker.ml.training.collages`) needs a second concept that trains along. Here the base
 model's own pictures of the class *and another thing* take its place: a photo, made smaller, is pasted over the half of
 such a picture where the class should stand, and the caption names the placeholder where the picture's named the class.
-As with the small views of the augmentation (methods.md 4) only the pasted box, less one latent cell a side, counts:
-the companion is seen and not learned. The pictures as they are, with their own captions, are prior images as well,
-where the prior images are generated.
+As with the small views of the augmentation (methods.md 4) the pasted box counts less one latent cell a side, and the
+seam around it does not. The companion's half counts as well, all in all as much as the subject: there the base's own
+picture is to be met, so that the subject's words learn to leave another thing alone. The pictures as they are, with
+their own captions, are prior images too, where the prior images are generated.
 
 A caption names from left to right, as a reader expects; where the base model puts things elsewhere, the pasted photo
 still stands where its caption says. This is our own, without a paper.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from backend.schemas.prior_images import CHUNK, other_things
 from worker.ml.families.base import DiffusionModel
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from worker.ml.training.lessons import ConceptExamples, Lesson
 
 VIEWS_PER_PICTURE = 2
+SEAM = 2
+"""Cells around the box less one cell a side that do not count: its outer ones, and those that touch them."""
 SMALLEST, LARGEST = 0.44, 0.58
 """Side of the pasted photo, in shares of the picture's: two subjects of these sizes stand side by side."""
 INWARDS, DOWNWARDS = 0.06, 0.16
@@ -143,9 +147,10 @@ def build_companions(
                 company, view = of_picture[plain[nth]], (first + nth) * VIEWS_PER_PICTURE + turn
                 draw = place_draw(size, company.left, rng(seed, f"{stream}/view", view), flip=flip)
                 photo = view % len(squares)
-                pixels, mask = pasted(picture, squares[photo], draw, model.cell)
+                pixels, box = pasted(picture, squares[photo], draw, model.cell)
                 views.append(pixels)
-                masks.append(subjects.weighed(mask, photo, draw) if subjects else mask)
+                own = subjects.weighed(box, photo, draw) if subjects else box
+                masks.append(own + beside(box, own, company.left))
                 captions.append(company.caption)
             dice = rng(seed, f"{stream}/posterior", first * VIEWS_PER_PICTURE + turn)
             latents.append(model.encode_images(torch.stack(views), dice).float())
@@ -189,6 +194,16 @@ def pasted(picture: Tensor, photo: Image.Image, draw: Draw, cell: int) -> tuple[
     pixels = picture.clone()
     pixels[box] = view.pixels[box]
     return pixels, view.mask
+
+
+def beside(box: Tensor, own: Tensor, left: bool) -> Tensor:
+    """What counts of the companion: the half [1, h, w] that is not the subject's, but for the cells at the ``box`` and
+    those next to them, together as much as ``own``.
+    """
+    half, middle = torch.ones_like(box), box.shape[-1] // 2
+    half[..., slice(0, middle) if left else slice(middle, None)] = 0.0
+    free = half * (1.0 - max_pool2d(box, 2 * SEAM + 1, 1, SEAM))
+    return free * (own.sum() / free.sum().clamp(min=1.0))
 
 
 def companion_rows(
