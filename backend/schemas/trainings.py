@@ -9,8 +9,8 @@ from pydantic import Field, StringConstraints
 from backend.schemas.bases import JudgesDescription
 from backend.schemas.strict import Id, Strict
 
-Preset = Literal["quick", "balanced", "thorough", "faces"]
-"""Every method has the first three; ``faces`` has who gains by it."""
+Preset = Literal["quick", "balanced", "thorough", "together", "faces"]
+"""Every method has the first three; ``together`` and ``faces`` have who gains by them."""
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000)]
 

@@ -83,17 +83,28 @@ class CustomDiffusionParams(Strict):
         return self.word == "class-noun"
 
 
+TOGETHER = {"companions": 0.35, "unmasked_weight": 0.1}
 SMALL: Presets = {
     "quick": {"steps": 150, "prior_images": 16, "prior_steps": 10},
     "balanced": {"steps": 300},
     "thorough": {"steps": 800, "prior_images": 48, "prior_steps": 20, "learning_rate": 1e-4},
+    "together": {"steps": 300, **TOGETHER},
     "faces": {"train": "crossattn", "steps": 900, "learning_rate": 1e-4, "augment": False, "flip": False},
 }
-"""Faces: all of the cross-attention, half the rate and three times the steps of the others, photos as they are."""
+"""Together: Balanced, for a concept that shall share pictures with others (`benchmarks/results/pairs.md`).
+Faces: all of the cross-attention, half the rate and three times the steps of the others, photos as they are.
+"""
 STABLE_DIFFUSION: Presets = {
     "quick": {"steps": 150, "learning_rate": 8e-5, "token_learning_rate": 8e-5, **FEW_DRAWN},
     "balanced": {"steps": 250, "learning_rate": 8e-5, "token_learning_rate": 8e-5, **DRAWN},
     "thorough": {"steps": 500, "learning_rate": 4e-5, "token_learning_rate": 4e-5, **DRAWN},
+    "together": {
+        "steps": 250,
+        "learning_rate": 8e-5,
+        "token_learning_rate": 8e-5,
+        **TOGETHER,
+        **DRAWN,
+    },
     "faces": {
         "train": "crossattn",
         "steps": 750,
