@@ -2,10 +2,10 @@
 
 A way's name is a stem and what is added to it. Stems: ``average``, the mean of the changes as sequential averaging does
 it; ``closed-form`` and ``gradient-fusion``, merges; ``regions``, a box for each concept and no merge;
-``textual-inversion``, words alone in one prompt; ``joint``, one training of all; ``dreambooth-joint`` the same by
-DreamBooth. A joint training may have ``-collages``, which may be ``-masked`` (what is around the subjects counts a
-tenth), or ``-unmix``. The others may be of concepts taught another way (`SINGLES`): among ``-companions``, masked, or
-so by ``-lokr``.
+``regions-joint``, boxes with what one training of all learned (``joint-collages-masked``); ``textual-inversion``, words
+alone in one prompt; ``joint``, one training of all; ``dreambooth-joint`` the same by DreamBooth. A joint training may
+have ``-collages``, which may be ``-masked`` (what is around the subjects counts a tenth), or ``-unmix``. The others may
+be of concepts taught another way (`SINGLES`): among ``-companions``, masked, or so by ``-lokr``.
 ``-company``: merged with every word constrained behind the others as well. ``-guided``: drawn with attention guidance.
 ``-retried``: looked at as the studio does and drawn from another seed until all are there, four times at most; the
 judge that chooses is the one that judges, so this row says what the remedy brings its user, not how good a way is.
@@ -49,7 +49,8 @@ JOINT: dict[str, tuple[str, dict[str, Any]]] = {
     "joint-unmix": (SINGLE, {**COLLAGES, "unmix_weight": 1.0}),
     "dreambooth-joint": ("dreambooth", {}),
 }
-LEARNED_AS_ONE = {"textual-inversion", *JOINT}
+REGIONS_JOINT, OF_JOINT = "regions-joint", "joint-collages-masked"
+LEARNED_AS_ONE = {"textual-inversion", REGIONS_JOINT, *JOINT}
 """What trains every concept with a word of its own."""
 AMONG: dict[str, Any] = {"companions": 0.35, **MASKED}
 SINGLES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -140,6 +141,11 @@ class Studio:
         word = {"word": "class-noun"} if self.is_new(one) else {}
         return self.learned(method, [one], single, {**changed, **word})
 
+    def jointly(self, group: Sequence[Taught], name: str) -> ConceptWeights:
+        """What one training of all learned."""
+        method, changed = JOINT[name]
+        return self.learned(method, group, name, changed)
+
     def merged(
         self, merge: str, group: Sequence[Taught], scale: float, single: str, changed: dict[str, Any]
     ) -> tuple[ConceptWeights, dict[str, Any]]:
@@ -210,14 +216,17 @@ def units_of(
     regions: list[tuple[str, Box, ConceptWeights]] = []
     if way.stem == "textual-inversion":
         weights = tuple((studio.learned(way.stem, [one], way.stem, {}), 1.0) for one in group)
-    elif way.stem == "regions":
+    elif way.stem in ("regions", REGIONS_JOINT):
         for place, (one, word) in enumerate(zip(group, words, strict=True)):
             box = Box(place / len(group), 0.0, 1.0 / len(group), 1.0)
-            own = studio.alone(one, way.single)
+            own = (
+                studio.jointly(group, OF_JOINT)
+                if way.stem == REGIONS_JOINT
+                else studio.alone(one, way.single)
+            )
             regions.append((" and ".join([word] * len(group)), box, own))
     elif way.stem in JOINT:
-        method, changed = JOINT[way.stem]
-        weights = ((studio.learned(method, group, way.stem, changed), 1.0),)
+        weights = ((studio.jointly(group, way.stem), 1.0),)
     elif way.stem != BASE:
         merge, scale = ("linear", 1.0 / len(group)) if way.stem == "average" else (way.stem, 1.0)
         changed = {"company": True} if way.company else {}

@@ -216,7 +216,7 @@ def test_the_names_of_ways_say_what_they_are() -> None:
     assert found["regions-lokr-companions"].single == "lokr-companions"
     assert found["regions-companions-retried"].retried
     assert found["closed-form-guided"].guided
-    stems = {*ways.JOINT, "average", "regions", "textual-inversion", *MERGE_CARDS}
+    stems = {*ways.JOINT, ways.REGIONS_JOINT, "average", "regions", "textual-inversion", *MERGE_CARDS}
     assert {way.stem for way in found.values()} <= stems
     for method, changed in (*ways.JOINT.values(), *ways.SINGLES.values()):
         CARDS[method].params_type(**changed)
