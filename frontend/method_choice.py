@@ -17,6 +17,8 @@ from frontend.method_fields import Parameters
 USUAL = str(TrainingCreate.model_fields["method"].default)
 """The method of a request that names none."""
 DEFAULT_PRESET = "quick"
+PURPOSES = {"together": "for pictures of several concepts", "faces": "for people"}
+"""Of presets that are not more or less of the same."""
 
 
 @dataclass(frozen=True)
@@ -83,5 +85,6 @@ def presets(
         steps = phrases.count(forecast.steps, "step") if "steps" in params else "computed at once"
         compared = phrases.count(forecast.prior_images, "ordinary picture")
         facts = f"{steps}, {compared} to compare with" if forecast.prior_images else steps
+        facts = f"{PURPOSES[name]}: {facts}" if name in PURPOSES else facts
         found.append(PresetView(name, facts, forecast.expected_s, forecast.basis))
     return found

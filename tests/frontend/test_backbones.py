@@ -101,3 +101,10 @@ def test_the_start_page_forecasts_by_the_preset_of_the_base(
 def base_info(name: str, client: TestClient) -> BaseModelInfo:
     found = {each["id"]: each for each in client.get("/api/v1/bases").json()["items"]}
     return BaseModelInfo.model_validate(found[name])
+
+
+def test_presets_with_a_purpose_say_it(client: TestClient, workshop: Workshop) -> None:
+    workshop.open(SD)
+    shown = read(client.get("/concepts/new").text)
+    assert "Together for pictures of several concepts: 250 steps" in shown.words
+    assert "Faces for people: 750 steps" in shown.words
