@@ -88,6 +88,8 @@ def album(browser: Browser, url: str, folder: Path) -> None:
             page = context.new_page()
             for name, address in places(page).items():
                 page.goto(address)
+                if name == "boxes":  # with the pictures below them
+                    page.locator("region-canvas").evaluate("each => each.scrollIntoView()")
                 take(page, folder / f"{name}{shape}-{scheme}.webp")
                 if name == "gallery" and page.locator("a.shot").count():
                     page.locator("a.shot").nth(1).click()

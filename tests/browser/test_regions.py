@@ -18,6 +18,13 @@ from tests.browser.test_journey import DRAWING_MS, barriers
 pytestmark = pytest.mark.browser
 
 
+COVERED = """each => {
+    each.scrollIntoView({block: "nearest"});
+    const {x, y, width} = each.getBoundingClientRect();
+    return !document.elementFromPoint(x + width / 2, y + 20)?.closest("a.shot");
+}"""
+
+
 def boxes(page: Page) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(page.locator("[name=regions]").input_value() or "[]")
     return found
@@ -79,6 +86,7 @@ def test_boxes_are_drawn_moved_and_shown(
     shots = page.locator(".result").first.locator("a.shot")
     expect(shots).to_have_count(1, timeout=DRAWING_MS)
     assert boxes(page)[1] == moved
+    assert not shots.first.evaluate(COVERED), "the form hides the picture that it drew"
 
     # the picture shows its boxes, and a remix has them again
     shots.first.click()
