@@ -183,6 +183,32 @@ def test_a_view_without_its_subject_counts_as_it_is() -> None:
     assert torch.equal(on_the_left(0.0, width=24).weighed(whole, 0, missed), whole)
 
 
+@pytest.mark.parametrize(
+    ("box", "square"),
+    [
+        ((20, 30, 40, 40), (17, 22, 25)),  # left, top, right, bottom of the subject; left, top, side
+        ((0, 0, 10, 50), (0, 0, 62)),
+        ((4, 0, 64, 64), (0, 0, 64)),
+        ((0, 0, 0, 0), (0, 0, 64)),
+    ],
+)
+def test_a_close_up_is_the_square_around_the_subject(
+    box: tuple[int, int, int, int], square: tuple[int, int, int]
+) -> None:
+    left, top, right, bottom = box
+    mask = torch.zeros(1, 64, 64)
+    mask[:, top:bottom, left:right] = 1.0
+    photo = np.zeros((128, 128, 3), np.uint8)
+    photo[2 * top : 2 * bottom, 2 * left : 2 * right] = 255
+    [shown], closer = SubjectMasks((mask,), 0.1).close_up([Image.fromarray(photo)])
+    assert shown.size == (2 * square[2], 2 * square[2])
+    assert closer.unmasked_weight == 0.1
+    expected = torch.from_numpy(np.asarray(shown.resize((64, 64)))[..., 0] / 255)
+    assert float((closer.masks[0][0] - expected).abs().mean()) < 0.02
+    before = photo[2 * square[1] : 2 * (square[1] + square[2]), 2 * square[0] : 2 * (square[0] + square[2])]
+    assert np.array_equal(np.asarray(shown), before)
+
+
 # ---- what then counts in a training
 
 

@@ -5,6 +5,7 @@ middle; in "a <stark> dog and a guitar" the word stands in another company of te
 size, and it is lost. Cut-Mix (`worker.ml.training.collages`) needs a second concept that trains along. Here the base
 model's own pictures of the class *and another thing* take its place: a photo, made smaller, is pasted over the half of
 such a picture where the class should stand, and the caption names the placeholder where the picture's named the class.
+Where photos are masked they are cut to their subject first: in a picture of two it has half the width and needs it.
 As with the small views of the augmentation (methods.md 4) the pasted box counts less one latent cell a side, and the
 seam around it does not. The companion's half counts as well, all in all as much as the subject: there the base's own
 picture is to be met, so that the subject's words learn to leave another thing alone. The pictures as they are, with
@@ -137,6 +138,8 @@ def build_companions(
     of_picture = {company.plain: company for company in known}
     size, stream = model.description.resolution, f"companions/{concept.token}"
     squares = [open_square(path, size) for path in concept.photos]
+    if subjects:
+        squares, subjects = subjects.close_up(squares)
     latents, masks, captions = list[Tensor](), list[Tensor](), list[str]()
     for first in range(0, len(pictures.captions), ENCODED_AT_ONCE):
         plain = pictures.captions[first : first + ENCODED_AT_ONCE]

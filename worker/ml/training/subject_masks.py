@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,6 +34,8 @@ SCHEDULE, LEVELS = 10, slice(2, 9)
 """Of so many solver steps those in the middle: above them nothing is seen, below them everything looks like noise."""
 AROUND, INSIDE = 0.12, 0.35
 """Shares of the maximum; at the first a position is wholly beside the subject, from the second on wholly on it."""
+HALF, MARGIN = 0.5, 0.12
+"""From where on a position is part of the subject's outline, and the room around it in shares of its size."""
 FEWEST_CELLS = 1.0
 """A view in which less of the subject is left counts as it is."""
 
@@ -53,6 +56,18 @@ class SubjectMasks:
         if float((mask * inside).sum()) < FEWEST_CELLS:
             return mask
         return mask * (self.unmasked_weight + (1.0 - self.unmasked_weight) * inside)
+
+    def close_up(self, photos: Sequence[Image.Image]) -> tuple[list[Image.Image], SubjectMasks]:
+        """The square ``photos`` cut to squares around their subjects, with the masks of these."""
+        squares = [_square_around(mask[0] >= HALF) for mask in self.masks]
+        shown, masks = [], []
+        for photo, mask, (left, top, side) in zip(photos, self.masks, squares, strict=True):
+            size = mask.shape[-1]
+            edges = (left, top, left + side, top + side)
+            shown.append(photo.crop(tuple(round(edge * photo.width / size) for edge in edges)))  # type: ignore[arg-type]
+            cut = mask[None, :, top : top + side, left : left + side]
+            masks.append(functional.interpolate(cut, size=(size, size), mode="bilinear")[0])
+        return shown, SubjectMasks(tuple(masks), self.unmasked_weight)
 
 
 @torch.no_grad()
@@ -88,6 +103,20 @@ def subject_masks(
         found.append(_cut(share, pixels.shape[-1]).cpu())
         run.step("masks", number + 1, len(photos))
     return SubjectMasks(tuple(found), unmasked_weight)
+
+
+def _square_around(inside: Tensor) -> tuple[int, int, int]:
+    """Left, top and side of the square in [S, S] around what is true, with a `MARGIN`; all of it where nothing is."""
+    size = inside.shape[-1]
+    if not bool(inside.any()):
+        return 0, 0, size
+    rows, columns = (inside.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    widest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    side = min(size, round(widest * (1.0 + 2.0 * MARGIN)))
+    left, top = (
+        min(max(0, (found[0] + found[-1] + 1 - side) // 2), size - side) for found in (columns, rows)
+    )
+    return left, top, side
 
 
 def _cut(share: Tensor, size_px: int) -> Tensor:
