@@ -247,10 +247,11 @@ def test_banks_and_companions_have_the_masks(base: DiffusionModel, dogs: list[Pa
     [
         ({"kind": "style"}, {}),
         ({"class_noun": ""}, {}),
+        ({"class_noun": "moongate"}, {}),
         ({}, {"new_category": True}),
         ({}, {"unmasked_weight": 1.0}),
     ],
-    ids=["style", "nameless", "new-category", "off"],
+    ids=["style", "nameless", "unknown-noun", "new-category", "off"],
 )
 def test_without_a_noun_that_the_base_knows_photos_are_learned_whole(
     base: DiffusionModel,

@@ -19,8 +19,8 @@ UnmaskedWeight = Annotated[
         ge=0,
         le=1,
         description="what the surroundings of the subject count beside its own 1: below 1 the base model finds it by "
-        "its class noun, and what is around it is learned less, at 0 not at all; styles, concepts without a class noun "
-        "and new categories are learned whole",
+        "its class noun, and what is around it is learned less, at 0 not at all; styles, and concepts whose class "
+        "noun the base model does not know, are learned whole",
     ),
 ]
 MaxGradNorm = Annotated[float, Field(gt=0, le=100, description="gradients are clipped to this norm")]

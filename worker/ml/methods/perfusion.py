@@ -10,8 +10,9 @@ negative prompt is not edited.
 Stored per concept are ``start``, ``learned``, ``key`` (i*), ``dual`` (C^-1 i*) and ``class_state`` (e_class), and per
 value matrix ``target``, [concepts, o]: ``o*_K`` follows from the class state and would double the file.
 
-Departures: no segmenter, so the loss sees whole photos; no selection among checkpoints; photos are a bank of encoded
-views (``training/dataset.py``); i* and e_class are means over the training sentences.
+Departures: photos are masked where asked, without a segmenter (``training/subject_masks.py``); no selection among
+checkpoints; photos are a bank of encoded views (``training/dataset.py``); i* and e_class are means over the training
+sentences.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from worker.ml.training.companions import Companions, build_companions, companio
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.retrieval import retrieve_prior
-from worker.ml.training.subject_masks import subject_masks
+from worker.ml.training.subject_masks import reads, subject_masks
 from worker.ml.training.trainee import Rows
 
 
@@ -169,7 +169,7 @@ def prepare_lessons(
             elif prior == "prediction":
                 kept = PriorPrediction(tuple(prompts), Untouched(model.denoiser, model.text_encoder))
         subjects = None
-        if unmasked_weight < 1.0 and kind == "subject" and noun and not new_category:
+        if unmasked_weight < 1.0 and kind == "subject" and not new_category and reads(base, noun):
             subjects = subject_masks(
                 model,
                 [square_pixels(path, base.resolution) for path in concept.photos],
