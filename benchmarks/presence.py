@@ -6,11 +6,13 @@ there where a crop lies nearer to true photos of it, put side by side with anoth
 draws of its class: on a scale whose 0 is the mean best crop of the base's own pictures of the nouns and whose 1 is that
 of true photos side by side, half way. All are there when each is, at places of their own: crops at least `APART` of the
 side away from each other, so that one chimera does not count twice.
+
+A subject in a *style* is looked for in whole pictures (`styled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +33,14 @@ SHARPNESS = 20.0
 """What the contrastive judge's cosines are multiplied with before nouns compete (its own learned scale is near)."""
 
 Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SeenAs:
+    """True pictures [n, 3, S, S] in [-1, 1]: those that taught a thing, and others."""
+
+    photos: Tensor
+    reference: Tensor
 
 
 def crops(pixels: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
@@ -108,3 +118,48 @@ def _assigned(above: NDArray[np.float32], apart: NDArray[np.bool_]) -> bool:
         return any(placed((*chosen, int(at))) for at in fitting)
 
     return placed(())
+
+
+def styled(
+    panel: Panel,
+    pixels: Tensor,
+    base: Tensor,
+    things: tuple[SeenAs, SeenAs],
+    manner: Callable[[Tensor], Tensor],
+) -> Verdict:
+    """Whether a subject and a style (``things``) are there in whole pictures [n, 3, S, S].
+
+    A style is there where a picture lies at least half way from the base's of the class noun, and from true photos of
+    the subject, to those photos in the ``manner`` of the style, by the features that judge a style alone too
+    (`worker.ml.evaluation.measures`). A style takes colours and shades away; so a subject is there where it is on
+    either of two scales: that of photos, or that of photos in the manner, whose 0 is the base's pictures in it.
+    """
+    subject, style = things
+    by_subject, by_text = panel.subject_features, panel.image_text_features
+    photos, reference = manner(subject.photos), manner(subject.reference)
+    plain = _half_way(by_subject, pixels, subject.photos, [base], subject.reference)
+    drawn = _half_way(by_subject, pixels, photos, [manner(base)], reference)
+    shown = _half_way(by_text, pixels, style.photos, [base, subject.reference], reference)
+    each = np.stack([plain | drawn, shown], axis=1)
+    return Verdict(each, np.logical_and(each[:, 0], each[:, 1]))
+
+
+def _half_way(
+    features: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    photos: Tensor,
+    zeros: Sequence[Tensor],
+    one: Tensor,
+) -> NDArray[np.bool_]:
+    """Which of the pictures lie at least half way from the nearest of ``zeros`` to ``one``, by their mean cosine with
+    the photos.
+    """
+    known = features(photos)
+
+    def near(pictures: Tensor) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = (features(pictures) @ known.T).mean(dim=1).numpy()
+        return found
+
+    low, high = max(near(each).mean() for each in zeros), near(one).mean()
+    there: NDArray[np.bool_] = np.greater_equal(near(pixels), low + HALF * (high - low))
+    return there

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from worker.ml.evaluation.measures import Target
 from worker.ml.methods.base import ConceptExamples
@@ -92,3 +95,12 @@ def blueprint(picture: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     ink = np.clip(np.hypot(down, right) * 9 + 0.18 * (1 - light), 0, 1)[..., None]
     drawn: NDArray[np.float32] = (GROUND * (1 - ink) + LINE * ink).astype(np.float32)
     return drawn
+
+
+def in_blueprint(pixels: Tensor) -> Tensor:
+    """Pictures [n, 3, S, S] in [-1, 1] drawn as the style's pictures are: at their size, then made smaller again."""
+    side = pixels.shape[-1]
+    large = interpolate(pixels, size=(STYLE_SIDE_PX, STYLE_SIDE_PX), mode="bicubic").clamp(-1, 1)
+    drawn = [blueprint((each.permute(1, 2, 0).numpy() + 1) / 2) for each in large]
+    found = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) * 2 - 1
+    return interpolate(found, size=(side, side), mode="area")

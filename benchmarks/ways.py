@@ -1,11 +1,12 @@
 """Ways of putting concepts together: what is trained and merged for each, and which pictures it draws.
 
 A way's name is a stem and what is added to it. Stems: ``average``, the mean of the changes as sequential averaging does
-it; ``closed-form`` and ``gradient-fusion``, merges; ``regions``, a box for each concept and no merge;
+it; every merge of `worker.ml.merges`, ``linear`` the sum of the changes; ``regions``, a box for each concept, no merge;
 ``regions-joint``, boxes with what one training of all learned (``joint-collages-masked``); ``textual-inversion``, words
 alone in one prompt; ``joint``, one training of all; ``dreambooth-joint`` the same by DreamBooth. A joint training may
 have ``-collages``, which may be ``-masked`` (what is around the subjects counts a tenth), or ``-unmix``. The others may
-be of concepts taught another way (`SINGLES`): among ``-companions``, masked, or so by ``-lokr``.
+be of concepts taught another way (`SINGLES`): among ``-companions``, masked, or so by ``-lokr``, ``-lora`` or
+``-orthogonal`` LoRA, each along columns of its own; merges that are made for one method are of that (`MADE_FOR`).
 ``-company``: merged with every word constrained behind the others as well. ``-guided``: drawn with attention guidance.
 ``-retried``: looked at as the studio does and drawn from another seed until all are there, four times at most; the
 judge that chooses is the one that judges, so this row says what the remedy brings its user, not how good a way is.
@@ -57,8 +58,17 @@ SINGLES: dict[str, tuple[str, dict[str, Any]]] = {
     SINGLE: (SINGLE, {}),
     "companions": (SINGLE, AMONG),
     "lokr-companions": ("lokr", AMONG),
+    "lora-companions": ("lora", AMONG),
+    "orthogonal-companions": ("lora", {**AMONG, "basis": "orthogonal"}),
+    "svdiff-companions": ("svdiff", AMONG),
+    "perfusion": ("perfusion", {}),
+    "dreambooth": ("dreambooth", {}),
 }
 """Ways to teach a concept by itself: the method, and other parameters than the preset's."""
+MADE_FOR = {"lora-svd": "lora", "svdiff-sum": "svdiff", "perfusion-gates": "perfusion"}
+"""Merges of one method's weights alone."""
+COLUMNS = 4
+"""The rank of the presets' LoRA; every concept begins so far behind the one before it."""
 GUIDANCE = 1.0
 """The paper's step (`worker.ml.sampling.attention_guidance`)."""
 TRIES = 4
@@ -82,10 +92,12 @@ class Way:
         guided_or_not = name.removesuffix("-retried")
         plain = guided_or_not.removesuffix("-guided")
         rest = plain.removesuffix("-company")
-        single = max((each for each in SINGLES if rest.endswith(f"-{each}")), key=len, default=SINGLE)
+        added = max((each for each in SINGLES if rest.endswith(f"-{each}")), key=len, default="")
+        stem = rest.removesuffix(f"-{added}") if added else rest
+        own = MADE_FOR.get(stem, "")
         return Way(
-            rest.removesuffix(f"-{single}"),
-            single,
+            stem,
+            "-".join(filter(None, (own, added))) or SINGLE,
             rest != plain,
             plain != guided_or_not,
             guided_or_not != name,
@@ -99,14 +111,32 @@ class Studio:
     bench: Bench
     known: dict[str, Taught]
     loaded: dict[str, ConceptWeights] = field(default_factory=dict)
+    of_base: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+
+    def base_pictures(self, group: Sequence[Taught]) -> Tensor:
+        """What the base draws of the group's class nouns; drawn once."""
+        key = tuple(one.slug for one in group)
+        if key not in self.of_base:
+            self.of_base[key] = drawn(self, BASE, group)[0]
+        return self.of_base[key]
 
     def is_new(self, one: Taught) -> bool:
-        """Whether the base lacks the category."""
-        return one.class_noun not in self.bench.model.description.class_nouns
+        """Whether the base lacks the category of a subject."""
+        return one.kind == "subject" and one.class_noun not in self.bench.model.description.class_nouns
 
     def called(self, one: Taught) -> str:
-        """What a prompt says."""
+        """What a prompt says of a subject."""
         return with_article(one.class_noun) if self.is_new(one) else f"a <{one.slug}> {one.class_noun}"
+
+    def prompt(self, group: Sequence[Taught], place: str, *, plain: bool = False) -> str:
+        """All of the group somewhere, subjects before styles; ``plain``: class nouns alone, and no style."""
+        subjects = [
+            with_article(one.class_noun) if plain else self.called(one)
+            for one in group
+            if one.kind == "subject"
+        ]
+        styles = [one.target.own("in the style of {}") for one in group if one.kind == "style" and not plain]
+        return " ".join(["a photo of", " and ".join(subjects), place, *styles])
 
     def learned(
         self, method: str, group: Sequence[Taught], name: str, changed: dict[str, Any]
@@ -139,7 +169,8 @@ class Studio:
         """What one concept learned by itself."""
         method, changed = SINGLES[single]
         word = {"word": "class-noun"} if self.is_new(one) else {}
-        return self.learned(method, [one], single, {**changed, **word})
+        columns = {"first_column": COLUMNS * list(self.known).index(one.slug)} if "basis" in changed else {}
+        return self.learned(method, [one], single, {**changed, **word, **columns})
 
     def jointly(self, group: Sequence[Taught], name: str) -> ConceptWeights:
         """What one training of all learned."""
@@ -160,24 +191,17 @@ class Studio:
 def drawn(studio: Studio, name: str, group: Sequence[Taught]) -> tuple[Tensor, dict[str, Any] | None]:
     """Every place with every seed: [n, 3, S, S] in [-1, 1], on the CPU; and the report of a merge."""
     units, report = units_of(studio, name, group)
+    plains = [unit.text for unit in units_of(studio, BASE, group)[0]]
     if not Way.of(name).retried:
         return pixels_of(studio, units), report
     seen = [photo_pixels(one.photos, studio.bench.model.description.resolution) for one in group]
     features = [studio.bench.panel.subject_features(photos) for photos in seen]
     kept = []
-    for unit in units:
+    for unit, plain in zip(units, plains, strict=True):
         boxes: list[tuple[Box, ...]] = [(region.box,) for region in unit.regions] or [()] * len(group)
         sought = [Sought(photos, box) for photos, box in zip(features, boxes, strict=True)]
-        kept.append(best_of(studio, unit, plain_text(studio, group, unit), sought))
+        kept.append(best_of(studio, unit, plain, sought))
     return torch.stack(kept), report
-
-
-def plain_text(studio: Studio, group: Sequence[Taught], unit: GenerationUnit) -> str:
-    """The prompt with class nouns alone."""
-    text = unit.text
-    for one in group:
-        text = text.replace(studio.called(one), with_article(one.class_noun))
-    return text
 
 
 def best_of(studio: Studio, unit: GenerationUnit, plain: str, sought: Sequence[Sought]) -> Tensor:
@@ -209,7 +233,6 @@ def units_of(
 ) -> tuple[list[GenerationUnit], dict[str, Any] | None]:
     """What a way draws, with all that it has to learn and to merge before, and the report of its merge."""
     bench, way = studio.bench, Way.of(name)
-    nouns = [with_article(one.class_noun) for one in group]
     words = [studio.called(one) for one in group]
     report: dict[str, Any] | None = None
     weights: tuple[tuple[ConceptWeights, float], ...] = ()
@@ -232,12 +255,11 @@ def units_of(
         changed = {"company": True} if way.company else {}
         learned, report = studio.merged(merge, group, scale, way.single, changed)
         weights = ((learned, 1.0),)
-    subject = " and ".join(words if weights else nouns)
     defaults, side = bench.model.description.defaults, bench.model.description.resolution
     units = [
         GenerationUnit(
             index=index,
-            text=f"a photo of {subject} {place}",
+            text=studio.prompt(group, place, plain=not weights),
             negative_text="",
             seed=seed,
             num_inference_steps=bench.spec["num_inference_steps"],

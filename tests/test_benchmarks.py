@@ -18,11 +18,14 @@ from backend.schemas.methods import CARDS
 from benchmarks import method_sheets, methods, pairs, presence, ways
 from benchmarks.grading import LABEL_PX, Bench
 from benchmarks.methods import chosen, entries, markdown, summary
-from benchmarks.targets import BLUEPRINT, blueprint_style, listed
+from benchmarks.targets import BLUEPRINT, blueprint_style, in_blueprint, listed
+from worker.ml.evaluation.measures import photo_pixels
+from worker.ml.evaluation.panel import load_panel
 from worker.ml.evaluation.protocol import spread
 from worker.ml.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
+NOUNS = ["dog", "cat", "owl", "teapot"]
 TINY: dict[str, Any] = {
     "methods": ["textual-inversion"],
     "targets": ["stark"],
@@ -179,7 +182,7 @@ def test_the_table_states_its_n_and_leaves_refusals_out(
 
 def test_the_blueprint_is_a_style_of_blue_ground_and_pale_lines(tmp_path: Path) -> None:
     index = ROOT / "backend/sample_photos/samples.json"
-    style = blueprint_style(index, ["dog", "cat", "owl", "teapot"], tmp_path)
+    style = blueprint_style(index, NOUNS, tmp_path)
     assert (len(style.photos), len(style.reference), style.kind) == (2, 2, "style")
     assert not set(style.photos) & set(style.reference)
     with Image.open(style.photos[0]) as picture:
@@ -209,7 +212,8 @@ def test_photos_stand_side_by_side_whole() -> None:
 
 
 def test_the_names_of_ways_say_what_they_are() -> None:
-    asked = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())["ways"]
+    spec = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())
+    asked = {way for kind in spec["groups"] for way in pairs.ways_of(spec, kind)} - {ways.BASE}
     found = {name: ways.Way.of(name) for name in asked}
     assert found["closed-form-companions-company"] == ways.Way(
         "closed-form", "companions", company=True, guided=False, retried=False
@@ -217,6 +221,12 @@ def test_the_names_of_ways_say_what_they_are() -> None:
     assert found["regions-lokr-companions"].single == "lokr-companions"
     assert found["regions-companions-retried"].retried
     assert found["closed-form-guided"].guided
+    assert found["average"].single == "custom-diffusion"
+    assert (found["svdiff-sum-companions"].stem, found["svdiff-sum-companions"].single) == (
+        "svdiff-sum", "svdiff-companions",
+    )  # fmt: skip
+    assert found["linear-orthogonal-companions"].single == "orthogonal-companions"
+    assert found["perfusion-gates"].single == "perfusion"
     stems = {*ways.JOINT, ways.REGIONS_JOINT, "average", "regions", "textual-inversion", *MERGE_CARDS}
     assert {way.stem for way in found.values()} <= stems
     for method, changed in (*ways.JOINT.values(), *ways.SINGLES.values()):
@@ -232,7 +242,7 @@ def test_a_picture_is_tried_again_until_all_are_there(tmp_path: Path) -> None:
     group = [known["stark"], known["bluebell"]]
     [unit], report = ways.units_of(studio, ways.BASE, group)
     assert report is None
-    assert unit.text == ways.plain_text(studio, group, unit) == "a photo of a dog and a teapot on grass"
+    assert unit.text == "a photo of a dog and a teapot on grass"
     tries = [
         ways.pixels_of(studio, [replace(unit, seed=unit.seed + ways.NEXT_TRY * attempt)])[0]
         for attempt in range(ways.TRIES)
@@ -243,18 +253,70 @@ def test_a_picture_is_tried_again_until_all_are_there(tmp_path: Path) -> None:
     assert any(close(found[0], each) for each in tries)
 
 
+def test_a_subject_and_a_style_are_looked_for_in_whole_pictures(tmp_path: Path) -> None:
+    spec = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())
+    known = {one.slug: one for index in spec["subjects"] for one in listed(ROOT / index)}
+    panel = load_panel(ROOT / spec["base"], [])
+    nouns = [one.class_noun for one in known.values()]
+    style = blueprint_style(ROOT / spec["subjects"][0], nouns, tmp_path)
+    seen = {
+        name: presence.SeenAs(photo_pixels(one.photos, 64), photo_pixels(one.reference, 64))
+        for name, one in {**known, BLUEPRINT: style}.items()
+    }
+    other_dog, teapot = seen["pepper"].photos, seen["bluebell"].reference
+
+    def there(pixels: torch.Tensor) -> list[float]:
+        found = presence.styled(panel, pixels, other_dog, (seen["stark"], seen[BLUEPRINT]), in_blueprint)
+        assert (found.together == found.each.all(axis=1)).all()
+        return [float(share) for share in found.each.mean(axis=0)]
+
+    one_of_five = 0.2
+    subject, manner = there(seen["stark"].reference)
+    assert subject == 1.0
+    assert manner <= one_of_five, "one is under water, and blue"
+    assert there(in_blueprint(seen["stark"].reference)) == [1.0, 1.0]
+    subject, manner = there(in_blueprint(teapot))
+    assert subject <= one_of_five
+    assert manner == 1.0
+    assert there(seen["pepper"].reference) == [0.0, 0.0]
+
+
+def test_a_prompt_names_subjects_before_their_place_and_styles_behind(tmp_path: Path) -> None:
+    spec = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())
+    known = {one.slug: one for one in listed(ROOT / spec["subjects"][0])}
+    style = blueprint_style(ROOT / spec["subjects"][0], NOUNS, tmp_path)
+    studio = ways.Studio(
+        Bench.load(experiment(tmp_path, places=["here"], preset="quick"), tmp_path, tmp_path), known
+    )
+    group = [known["stark"], known["moongate"], style]
+    assert studio.prompt(group, "in the snow") == (
+        "a photo of a <stark> dog and a moongate in the snow in the style of <blueprint> art"
+    )
+    assert studio.prompt(group, "in the snow", plain=True) == "a photo of a dog and a moongate in the snow"
+
+
 def test_a_table_of_concepts_together_says_its_n(tmp_path: Path) -> None:
     spec = json.loads((ROOT / "benchmarks/experiments/pairs.json").read_text())
     known = {one.slug: one for index in spec["subjects"] for one in listed(ROOT / index)}
+    groups = spec["groups"]
     nouns = {
-        kind: [[known[slug].class_noun for slug in group] for group in groups]
-        for kind, groups in spec["groups"].items()
+        kind: [[known[slug].class_noun for slug in group if slug != BLUEPRINT] for group in each]
+        for kind, each in groups.items()
     }
-    assert {kind: len(groups) for kind, groups in nouns.items()} == {
+    assert {kind: len(each) for kind, each in nouns.items()} == {
         "Pairs of different classes": 8, "Pairs of one class": 4, "Beside the moongate": 2, "Triples": 2,
+        "A subject in a style": 4, "Thirty pairs of different classes": 30, "Ten triples": 10,
     }  # fmt: skip
-    assert all(len(set(group)) == 1 for group in nouns["Pairs of one class"])
-    assert all(len(set(group)) == 2 for group in nouns["Pairs of different classes"])
+    for kind, several in (
+        ("Pairs of one class", 1),
+        ("Thirty pairs of different classes", 2),
+        ("Ten triples", 3),
+    ):
+        assert all(len(set(group)) == several for group in nouns[kind])
+        assert len({frozenset(group) for group in groups[kind]}) == len(groups[kind])
+    assert groups["Thirty pairs of different classes"][:8] == groups["Pairs of different classes"]
+    assert groups["Ten triples"][:2] == groups["Triples"]
+    assert all(len(group) == 2 and group[1] == BLUEPRINT for group in groups["A subject in a style"])
     one, two = ({"n": n, "each": 0.5, "all": found, "all_classes": found} for n, found in (
         (1, pairs.finite(spread([0.4]))), (2, pairs.finite(spread([0.4, 0.6])))
     ))  # fmt: skip
