@@ -60,7 +60,7 @@ SINGLES: dict[str, tuple[str, dict[str, Any]]] = {
     "lokr-companions": ("lokr", AMONG),
     "lora-companions": ("lora", AMONG),
     "orthogonal-companions": ("lora", {**AMONG, "basis": "orthogonal"}),
-    "svdiff-companions": ("svdiff", {**AMONG, "text_encoder": False}),
+    "svdiff-companions": ("svdiff", AMONG),
     "perfusion": ("perfusion", {}),
     "dreambooth": ("dreambooth", {}),
 }

@@ -267,21 +267,15 @@ def test_without_a_noun_that_the_base_knows_photos_are_learned_whole(
     assert bool((lesson.bank.masks == 1).all())
 
 
-@pytest.mark.parametrize("fitting", [False, True])
-def test_a_collage_has_half_of_each_mask(
-    base: DiffusionModel, dogs: list[Path], prior: Path, fitting: bool
-) -> None:
-    """Of the usual views, or of those that fit into a half, which are made where collages are asked for."""
+def test_a_collage_has_half_of_each_mask(base: DiffusionModel, dogs: list[Path], prior: Path) -> None:
     wolf = ConceptExamples("wolf", "cat", "subject", dogs[:2])
-    asked = {"collages": 0.9} if fitting else {}
-    lessons = taught(base, [stark(dogs), wolf], prior, unmasked_weight=0.0, **asked)
-    assert [lesson.halves is not None for lesson in lessons] == [fitting] * 2
+    lessons = taught(base, [stark(dogs), wolf], prior, unmasked_weight=0.0)
     seen = 0
     for step in range(20):
         rows = deal_lessons(lessons, batch_size=4, seed=7, step=step, edit=TextEdit({}, {}), collages=0.9)
         width = rows.masks.shape[-1]
         for row, (left, right) in rows.sides.items():
-            banks = {lesson.concept.token: lesson.halves or lesson.bank for lesson in lessons}
+            banks = {lesson.concept.token: lesson.bank for lesson in lessons}
             halves = zip((left, right), (slice(0, width // 2), slice(width // 2, width)), strict=True)
             for token, part in halves:
                 bank, middle = banks[token], slice(width // 4, width // 4 + width // 2)

@@ -239,7 +239,6 @@ def prepare(
         prior_dir=prior_dir,
         run=run,
         new_category=params.new_category,
-        collages=_share(params, params.collages),
         companions=_share(params, params.companions),
         unmasked_weight=params.unmasked_weight,
     )

@@ -6,7 +6,7 @@ their places. Prior images of the two classes are put together the same way.
 
 Departures: halves are put together in the latents, whose cells lie two or more levels of convolution above the pixels,
 so that nothing is encoded inside a step; a half is the middle of its photo and not that half of it, because a subject
-stands in the middle of its photo, or of a view that shows the subject whole (`worker.ml.training.half_views`).
+stands in the middle of its photo.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def collage(
     shown = [
         _of_class(each.prior, dice)
         if prior and isinstance(each.prior, PriorImages)
-        else _plain(each.halves or each.bank, dice)
+        else _plain(each.bank, dice)
         for each in pair
     ]
     captions = collage_captions(*(words(each.concept, prior) for each in pair))
@@ -94,7 +94,7 @@ def halves(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _plain(bank: Bank, dice: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A view [C, h, w] without words of its size, where there is one, and its mask."""
+    """A view [C, h, w] that is neither made smaller nor larger, where there is one, and its mask."""
     plain = [at for at, prefix in enumerate(bank.prefixes) if not prefix] or list(range(len(bank.prefixes)))
     chosen = plain[int(torch.randint(len(plain), (), generator=dice))]
     return bank.latents[chosen], bank.masks[chosen]

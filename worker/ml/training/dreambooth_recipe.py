@@ -108,7 +108,6 @@ class Recipe:
             seed=self.seed,
             prior_dir=prior_dir,
             run=run,
-            collages=params.collages,
             companions=params.companions,
             unmasked_weight=params.unmasked_weight,
         )

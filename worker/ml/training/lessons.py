@@ -22,7 +22,6 @@ from worker.ml.training.captions import class_prompts, other_class_prompts, phot
 from worker.ml.training.collages import collage, collage_captions, collage_rows, words
 from worker.ml.training.companions import Companions, build_companions, companion_rows
 from worker.ml.training.dataset import PHOTOS_TOGETHER, PRIOR_TOGETHER, Bank, build_bank, deal
-from worker.ml.training.half_views import build_half_views
 from worker.ml.training.prior import PriorImages, ensure_prior
 from worker.ml.training.retrieval import retrieve_prior
 from worker.ml.training.subject_masks import reads, subject_masks
@@ -53,13 +52,12 @@ class PriorPrediction:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What one concept is taught from. ``halves``: views for halves of collages, where there are masks."""
+    """What one concept is taught from."""
 
     concept: ConceptExamples
     bank: Bank
     prior: PriorImages | PriorPrediction | None
     companions: Companions | None = None
-    halves: Bank | None = None
 
 
 Caption = Callable[[Lesson, str, int], str]
@@ -133,7 +131,6 @@ def prepare_lessons(
     prior_dir: Path,
     run: Run,
     new_category: bool = False,
-    collages: float = 0.0,
     companions: float = 0.0,
     unmasked_weight: float = 1.0,
 ) -> list[Lesson]:
@@ -141,8 +138,6 @@ def prepare_lessons(
     before anything is installed: the prior is the base model's.
 
     ``new_category``: the class noun is what is taught, so the prior images are of others (`other_class_prompts`).
-    ``collages`` above 0: masked photos of several concepts get views that fit into a half of them
-    (`worker.ml.training.half_views`).
     ``companions`` above 0: photos are shown among other things too (`worker.ml.training.companions`).
     ``unmasked_weight`` below 1: what is around the subject counts less (`worker.ml.training.subject_masks`).
     """
@@ -207,18 +202,7 @@ def prepare_lessons(
                 run=run,
                 subjects=subjects,
             )
-        halves = None
-        if collages > 0.0 and len(concepts) > 1 and subjects is not None:
-            halves = build_half_views(
-                model,
-                concept.photos,
-                subjects,
-                seed=seed,
-                stream=f"halves/{concept.token}",
-                flip=flip,
-                run=run,
-            )
-        lessons.append(Lesson(concept, bank, kept, company, halves))
+        lessons.append(Lesson(concept, bank, kept, company))
     return lessons
 
 

@@ -54,23 +54,17 @@ class SubjectMasks:
 
     def weighed(self, mask: Tensor, photo: int, draw: Draw) -> Tensor:
         """``mask`` [1, h, w] of the view that ``draw`` made of a photo, lowered beside the subject."""
-        return self.lowered(mask, placed(self.masks[photo], draw))
-
-    def lowered(self, mask: Tensor, shown: Tensor) -> Tensor:
-        """``mask`` [1, h, w] of a view in which the subject is where ``shown`` [1, S, S] says."""
-        inside = functional.avg_pool2d(shown, shown.shape[-1] // mask.shape[-1]).to(mask)
+        cell = self.masks[photo].shape[-1] // mask.shape[-1]
+        inside = functional.avg_pool2d(placed(self.masks[photo], draw), cell).to(mask)
         if float((mask * inside).sum()) < FEWEST_CELLS:
             return mask
         return mask * (self.unmasked_weight + (1.0 - self.unmasked_weight) * inside)
 
-    def squares(self) -> list[tuple[int, int, int]]:
-        """Left, top and side of the square around the subject of each photo, in pixels of its mask."""
-        return [_square_around(mask[0] >= HALF) for mask in self.masks]
-
     def close_up(self, photos: Sequence[Image.Image]) -> tuple[list[Image.Image], SubjectMasks]:
         """The square ``photos`` cut to squares around their subjects, with the masks of these."""
+        squares = [_square_around(mask[0] >= HALF) for mask in self.masks]
         shown, masks = [], []
-        for photo, mask, (left, top, side) in zip(photos, self.masks, self.squares(), strict=True):
+        for photo, mask, (left, top, side) in zip(photos, self.masks, squares, strict=True):
             size = mask.shape[-1]
             edges = (left, top, left + side, top + side)
             shown.append(photo.crop(tuple(round(edge * photo.width / size) for edge in edges)))  # type: ignore[arg-type]
