@@ -110,6 +110,7 @@ class Order:
                 regions=regions,
                 share=share,
                 attention_guidance=spec.attention_guidance,
+                apart=layout is not None and layout.passes == "each",
             )
             for index in range(spec.num_images)
             if index not in self.reporter.drawn

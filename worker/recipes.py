@@ -41,6 +41,7 @@ def _regions(spec: GenerateSpec) -> dict[str, Any]:
         "regions": spec.layout.regions,
         "base_share": spec.layout.base_share,
         "late_base_share": spec.layout.late_base_share,
+        "region_passes": spec.layout.passes,
     }
 
 

@@ -82,6 +82,11 @@ class GenerationCreate(Strict):
     late_base_share: Share | None = Field(
         default=None, description="the same in the last step, straight in between; None: as in the first"
     )
+    region_passes: Literal["auto", "one", "each"] = Field(
+        default="auto",
+        description="one: all boxes in one pass of the denoiser, for boxes side by side; each: a pass for every box, "
+        "for boxes anywhere; auto: one where the base model would put things there by itself",
+    )
     attention_guidance: Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)] = Field(
         default=0.0,
         description="move the picture, early on, to where each of its concepts is read; 0: off, 1: the paper's step "
@@ -92,6 +97,9 @@ class GenerationCreate(Strict):
         default=0,
         description="other seeds to try until all are there, at most so many a picture; needs `check`",
     )
+
+
+RegionPasses = Literal["one", "each"]
 
 
 class PinnedWeights(Strict):
@@ -118,13 +126,14 @@ class PinnedRegion(Strict):
 
 class Layout(Strict):
     """A picture with regions. ``whole``: the weights that act on the picture's own text, which has class nouns for
-    what stands in the regions.
+    what stands in the regions, or with a pass for each nothing of it.
     """
 
     regions: Annotated[list[PinnedRegion], Field(min_length=1)]
     whole: list[ActingWeights]
     base_share: float
     late_base_share: float
+    passes: RegionPasses = "one"
 
 
 class GenerateSpec(Strict):
@@ -172,6 +181,7 @@ class ImageRecipe(Strict):
     regions: list[PinnedRegion] = Field(default_factory=list)
     base_share: float = 0.0
     late_base_share: float | None = None
+    region_passes: RegionPasses = "one"
     attention_guidance: float = 0.0
     presence: list[Presence] = Field(default_factory=list, description="who is there, where that was asked")
 

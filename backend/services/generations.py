@@ -125,7 +125,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         raise Invalid.at("/negative_prompt", "Tokens belong into the prompt.", code="token-in-negative")
     text, layout = prompts.resolved(prompt, known), None
     if resolved:
-        built = regions.texts(prompt, [each for each, _, _ in resolved], known)
+        built = regions.texts(prompt, [each for each, _, _ in resolved], known, regions.passes(body))
         text = built.whole
         layout = regions.layout(body, [each for each, _, _ in resolved], built, [one for _, one in chosen])
         for (each, _, _), own_text in zip(resolved, built.regions, strict=True):

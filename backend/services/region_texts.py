@@ -28,6 +28,9 @@ _PREPOSITION = re.compile(
     r"|into|near|on|onto|outside|over|through|to|towards|under|underneath|with|within)\b",
     re.IGNORECASE,
 )
+_OPEN = re.compile(r"\s*(,|\b(of|with|and|showing|featuring))?\s*$", re.IGNORECASE)
+_JOINT = re.compile(r"^[\s,;]+")
+"""What a sentence ends or begins with when its subjects are taken out."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,33 @@ def constructed(sentence: str, subjects: Sequence[Subject], rest: Mapping[str, P
         lambda text: prompts.resolved(plain(text, everyone), rest),
     )
     return Texts(whole, tuple(inside(subject) for subject in subjects))
+
+
+def constructed_apart(sentence: str, subjects: Sequence[Subject], rest: Mapping[str, Placeholder]) -> Texts:
+    """Texts where every region has a pass of its own: in it its subject is alone, "a <stark> dog on the beach", and the
+    picture's text is what is left, "on the beach". What stands between the first subject and the last is left out.
+    """
+    pieces = _pieces(sentence, subjects)
+    slots = [at for at, piece in enumerate(pieces) if isinstance(piece, _Slot)]
+    before, after = _text(pieces[: slots[0]]), _text(pieces[slots[-1] + 1 :])
+    first, bare = pieces[slots[0]], _BEFORE.sub("", before)
+    everyone = {name: subject.known[name] for subject in subjects for name in prompts.tokens(subject.prompt)}
+    nouns = {**everyone, **rest}
+
+    def inside(index: int, subject: Subject) -> str:
+        others = {name: taught for name, taught in nouns.items() if name not in subject.known}
+        beginning = before if isinstance(first, _Slot) and first.subject == index else bare
+        lead, scene = (prompts.resolved(plain(text, others), subject.known) for text in (beginning, after))
+        own = next(piece for piece in pieces if isinstance(piece, _Slot) and piece.subject == index)
+        return lead + _placed(lead, own, prompts.resolved(subject.prompt, subject.known)) + scene
+
+    ground = _OPEN.sub("", bare) + (after if bare.strip() else _JOINT.sub("", after))
+    whole = prompts.resolved(plain(ground, everyone), rest).strip()
+    return Texts(whole, tuple(inside(index, subject) for index, subject in enumerate(subjects)))
+
+
+def _text(pieces: Sequence[_Piece]) -> str:
+    return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
 def _pieces(sentence: str, subjects: Sequence[Subject]) -> list[_Piece]:

@@ -13,10 +13,12 @@ from backend.schemas.generations import (
     PinnedRegion,
     PinnedWeights,
     Region,
+    RegionPasses,
 )
 from backend.services import prompts
+from backend.services.box_layout import is_usual
 from backend.services.prompts import Placeholder
-from backend.services.region_texts import Subject, Texts, constructed
+from backend.services.region_texts import Subject, Texts, constructed, constructed_apart
 
 EDGE = 1e-6
 """How far a box may stick out by rounding."""
@@ -79,13 +81,22 @@ def require_one_teacher(area: Area, taught: Sequence[tuple[str, Sequence[str]]])
         )
 
 
-def texts(prompt: str, resolved: Sequence[Resolved], rest: Mapping[str, Placeholder]) -> Texts:
+def passes(body: GenerationCreate) -> RegionPasses:
+    """What "auto" comes to."""
+    if body.region_passes != "auto":
+        return body.region_passes
+    return "one" if is_usual([(each.x, each.y, each.width, each.height) for each in body.regions]) else "each"
+
+
+def texts(
+    prompt: str, resolved: Sequence[Resolved], rest: Mapping[str, Placeholder], passes: RegionPasses
+) -> Texts:
     """Encoder texts; ``rest`` are the tokens of the prompt that belong to no region."""
     subjects = [
         Subject(each.area.prompt, each.known, each.area.asked.x + each.area.asked.width / 2)
         for each in resolved
     ]
-    return constructed(prompt, subjects, rest)
+    return (constructed if passes == "one" else constructed_apart)(prompt, subjects, rest)
 
 
 def layout(
@@ -103,6 +114,7 @@ def layout(
         whole=whole,
         base_share=body.base_share,
         late_base_share=body.base_share if body.late_base_share is None else body.late_base_share,
+        passes=passes(body),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from backend.schemas.generations import SCHEDULERS, GenerationCreate, ImageRecip
 from backend.schemas.images import Image
 from backend.schemas.jobs import Job
 from backend.services import bases, concepts, generations, images, jobs, prompts
+from backend.services.box_layout import is_usual
 from backend.studio import Studio
 from frontend import gate_fields, job_view, pictures
 from frontend.asking import Form, Owner, Studied, beside_fields, checked_id, filled, text, valid
@@ -29,9 +30,10 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size", "regions", "base_share", "attention_guidance", "check", "retry_until_present",
+    "size", "regions", "region_passes", "base_share", "attention_guidance", "check", "retry_until_present",
 )  # fmt: skip
-REGION = ("x", "y", "width", "height", "prompt", "weights")
+EDGES = ("x", "y", "width", "height")
+REGION = (*EDGES, "prompt", "weights")
 RESULTS = 8
 MOST_CONCEPTS = 200
 
@@ -89,6 +91,11 @@ def _from_request(request: dict[str, Any]) -> dict[str, str]:
     if regions := request.get("regions"):
         drawn = [{name: region[name] for name in REGION if region.get(name)} for region in regions]
         values["regions"] = json.dumps([{"x": 0, "y": 0, **region} for region in drawn])
+        edges = [tuple(region[side] for side in EDGES) for region in regions]
+        if values.get("region_passes") == ("one" if is_usual(edges) else "each"):
+            del values["region_passes"]  # boxes that are moved get what they need then
+    else:
+        values.pop("region_passes", None)
     if request.get("width") and request.get("height"):
         values["size"] = f"{request['width']}x{request['height']}"
     return values

@@ -76,6 +76,53 @@ def test_concepts_stand_in_boxes_without_a_merge(client: TestClient, api: Api, w
     assert repeated["layout"] == workshop.job(job["id"]).spec["layout"]
 
 
+ABOVE: dict[str, Any] = {"x": 0, "y": 0, "width": 1, "height": 0.5}
+BELOW: dict[str, Any] = {"x": 0, "y": 0.5, "width": 1, "height": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "asked", "passes"),
+    [
+        ((LEFT, RIGHT), {}, "one"),
+        ((ABOVE, BELOW), {}, "each"),
+        ((ABOVE, BELOW), {"region_passes": "one"}, "one"),
+        ((LEFT, RIGHT), {"region_passes": "each"}, "each"),
+    ],
+)
+def test_boxes_far_from_the_usual_places_get_a_pass_each(
+    client: TestClient,
+    api: Api,
+    workshop: Workshop,
+    boxes: tuple[dict[str, Any], ...],
+    asked: dict[str, Any],
+    passes: str,
+) -> None:
+    for name in ("Stark", "Rex"):
+        api.taught(workshop, name)
+    placed = [{**box, "prompt": name} for box, name in zip(boxes, ("@stark", "@rex"), strict=True)]
+    job = api.generate("a photo of @stark and @rex on the moon", regions=placed, num_images=1, **asked)
+    spec = workshop.job(job["id"]).spec
+    assert spec["layout"]["passes"] == passes
+    texts = [spec["text"], *(each["text"] for each in spec["layout"]["regions"])]
+    assert (
+        texts
+        == {
+            "one": [
+                "a photo of a dog and a dog on the moon",
+                *(f"a photo of a <{name}> dog and a <{name}> dog on the moon" for name in ("stark", "rex")),
+            ],
+            "each": [
+                "a photo on the moon",
+                *(f"a photo of a <{name}> dog on the moon" for name in ("stark", "rex")),
+            ],
+        }[passes]
+    )
+    answer = client.post(
+        "/api/v1/generations", json={"prompt": "snow", "regions": placed, "region_passes": "two"}
+    )
+    assert answer.json()["errors"][0]["pointer"] == "/region_passes"
+
+
 def test_a_region_may_have_weights_of_its_own(client: TestClient, api: Api, workshop: Workshop) -> None:
     concept, old = api.taught(workshop)
     api.train(concept["id"], seed=2)

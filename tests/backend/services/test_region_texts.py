@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backend.services.prompts import Placeholder
-from backend.services.region_texts import Subject, constructed
+from backend.services.region_texts import Subject, constructed, constructed_apart
 
 STARK = {"stark": Placeholder("stark", "dog", 1, "w1")}
 REX = {"rex": Placeholder("rex", "dog", 1, "w4")}
@@ -81,3 +81,36 @@ def test_what_belongs_to_no_region_keeps_its_token_in_the_picture_alone() -> Non
 def test_a_word_that_only_looks_like_the_noun_is_left_alone() -> None:
     texts = constructed("a hotdog on the moon", [DOG], {})
     assert texts.whole == "a dog, a hotdog on the moon"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "whole", "dog", "cat"),
+    [
+        ("a photo of @stark and @domino on the beach", "a photo on the beach",
+         "a photo of a <stark> dog on the beach", "a photo of a <domino-2> cat on the beach"),
+        ("a photo of a @stark dog and a @Domino cat", "a photo",
+         "a photo of a <stark> dog", "a photo of a <domino-2> cat"),
+        ("the @domino beside my @stark", "", "my <stark> dog", "the <domino-2> cat"),
+        ("a dog and a cat in the snow", "in the snow", "a <stark> dog in the snow", "a <domino-2> cat in the snow"),
+        ("on the beach", "on the beach", "a <stark> dog on the beach", "a <domino-2> cat on the beach"),
+        ("watercolor", "watercolor", "a <stark> dog, watercolor", "a <domino-2> cat, watercolor"),
+        ("@stark at night", "at night", "a <stark> dog at night", "a <domino-2> cat at night"),
+        ("a red @stark and @domino at night", "at night", "a red <stark> dog at night", "a <domino-2> cat at night"),
+        ("my painting with @stark chasing @domino, in oil", "my painting, in oil",
+         "my painting with a <stark> dog, in oil", "my painting with a <domino-2> cat, in oil"),
+    ],
+)  # fmt: skip
+def test_apart_everybody_is_alone_and_the_picture_is_what_is_left(
+    sentence: str, whole: str, dog: str, cat: str
+) -> None:
+    texts = constructed_apart(sentence, [DOG, CAT], {})
+    assert texts.whole == whole
+    assert texts.regions == (dog, cat)
+
+
+def test_apart_what_belongs_to_no_region_keeps_its_token_in_the_picture_alone() -> None:
+    texts = constructed_apart(
+        "@stark and @domino in front of @gate in the style of @ink", [DOG, CAT], {**GATE, **INK}
+    )
+    assert texts.whole == "in front of <gate> moongate in the style of <ink>"
+    assert texts.regions[0] == "a <stark> dog in front of moongate in the style of art"

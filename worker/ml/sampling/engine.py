@@ -39,7 +39,8 @@ class RegionUnit:
 class GenerationUnit:
     """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels.
     ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``. ``attention_guidance`` in
-    steps of the paper, 0 for none.
+    steps of the paper, 0 for none. ``apart``: a pass for every region, whose text names its subject alone, and ``text``
+    none of them.
     """
 
     index: int
@@ -55,6 +56,7 @@ class GenerationUnit:
     regions: tuple[RegionUnit, ...] = ()
     share: BaseShare = USUAL_SHARE
     attention_guidance: float = 0.0
+    apart: bool = False
 
 
 def generate(
@@ -123,6 +125,7 @@ def _picture(model: DiffusionModel, unit: GenerationUnit, composition: Compositi
         regions=tuple(regions),
         share=unit.share,
         attention=_attention(model, unit, Prompt(unit.text, edits)),
+        apart=unit.apart and bool(regions),
     )
 
 

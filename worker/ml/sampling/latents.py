@@ -21,6 +21,7 @@ from worker.ml.families.base import DiffusionModel
 from worker.ml.installation import Installation, installed
 from worker.ml.regions import USUAL_SHARE, BaseShare
 from worker.ml.run import Run
+from worker.ml.sampling.apart import ApartPasses
 from worker.ml.sampling.attention_guidance import AttentionGuidance, moved
 from worker.ml.sampling.regions import FurtherPasses, RegionPrompt, conditioned, further_installations
 from worker.ml.sampling.schedulers import SCHEDULERS, build_scheduler, keep_rows
@@ -35,7 +36,8 @@ a GPU.
 class Picture:
     """Recipe of one picture with resolved edits. Sizes in pixels; ``seed`` draws the first noise;
     ``installation`` is in place while it is drawn; ``share`` is what ``prompt`` keeps inside the boxes of ``regions``.
-    ``attention`` and regions exclude one another.
+    ``attention`` and regions exclude one another. ``apart``: every region is drawn by a pass of its own
+    (`worker.ml.sampling.apart`).
     """
 
     prompt: Prompt
@@ -50,6 +52,7 @@ class Picture:
     regions: tuple[RegionPrompt, ...] = ()
     share: BaseShare = USUAL_SHARE
     attention: AttentionGuidance | None = None
+    apart: bool = False
 
     @property
     def guided(self) -> bool:
@@ -65,6 +68,7 @@ class Picture:
             self.guided,
             self.installation,
             further_installations(self),
+            tuple(region.installation for region in self.regions) if self.apart else None,
         )
 
 
@@ -194,7 +198,7 @@ def _solved(
     """
     batch = [pictures[place] for place in chosen]
     finished: list[tuple[int, Tensor]] = []
-    further = FurtherPasses(model, batch)
+    further = ApartPasses(model, batch) if batch[0].apart else FurtherPasses(model, batch)
     with installed(model, batch[0].installation):
         steps = _solve(model, batch, cache, further, lambda row: watch.wanted(chosen[row]))
         for step, (rows, latents) in enumerate(steps, 1):
@@ -242,7 +246,7 @@ def _solve(
     model: DiffusionModel,
     batch: Sequence[Picture],
     cache: ConditioningCache,
-    further: FurtherPasses,
+    further: FurtherPasses | ApartPasses,
     wanted: Callable[[int], bool],
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields (rows of the batch that are wanted, their latents [rows, C, h, w]) after each solver step; the last

@@ -1,5 +1,6 @@
 """Regions of a batch of pictures: one pass of the denoiser where their concepts are text side, and one pass more for
-every installation where they are weight side, whose predictions are blended by mask.
+every installation where they are weight side, whose predictions are blended by mask. (`worker.ml.sampling.apart` draws
+boxes that no such pass could fill.)
 
 A blend of predictions: ``p = (1 - sum_I w_I) p_base + sum_I w_I p_I`` on the latents' own grid, with
 ``w_I = sum over the regions r of I of (1-a) m_r`` (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, section 4.2,
@@ -67,6 +68,8 @@ def conditioned(model: DiffusionModel, batch: Sequence[Picture], cache: Conditio
     installation = batch[0].installation
     own = [
         [region for region in picture.regions if region.installation in ((), installation)]
+        if not picture.apart
+        else []
         for picture in batch
     ]
     drawn = _Pass(batch, [(each.prompt, each.negative) for each in batch], own)
