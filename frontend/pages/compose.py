@@ -31,6 +31,8 @@ FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
     "size", "regions", "base_share", "attention_guidance", "check", "retry_until_present",
 )  # fmt: skip
+AS_TYPED = tuple(name for name in FIELDS if name not in ("size", "regions"))
+"""Fields that stand in the request under the same name."""
 REGION = ("x", "y", "width", "height", "prompt", "weights")
 RESULTS = 8
 MOST_CONCEPTS = 200
@@ -85,7 +87,8 @@ def compose(
 
 def _from_request(request: dict[str, Any]) -> dict[str, str]:
     """Values of the form from a request or a recipe."""
-    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "", [], False)}
+    usual = {name: GenerationCreate.model_fields[name].default for name in AS_TYPED}
+    values = {name: str(request[name]) for name in AS_TYPED if request.get(name) not in (None, usual[name])}
     if regions := request.get("regions"):
         drawn = [{name: region[name] for name in REGION if region.get(name)} for region in regions]
         values["regions"] = json.dumps([{"x": 0, "y": 0, **region} for region in drawn])
@@ -122,7 +125,7 @@ def _told(error: AppError) -> dict[str, str]:
 
 
 def _wanted(form: Form, gates: list[GateField]) -> dict[str, Any]:
-    wanted: dict[str, Any] = filled(form, [name for name in FIELDS if name not in ("size", "regions")])
+    wanted: dict[str, Any] = filled(form, AS_TYPED)
     wanted["prompt"] = text(form, "prompt")
     if drawn := text(form, "regions"):
         try:
