@@ -70,11 +70,6 @@ def parents(session: Session, owner: str, row: ConceptWeights) -> list[Parent]:
     return found
 
 
-def joint(session: Session, owner: str, row: ConceptWeights) -> str | None:
-    """The newest weights that were trained on exactly the same concepts together."""
-    return merges.jointly_trained(session, owner, weights.to_schema(session, row).concepts, row.base)
-
-
 def usual(session: Session, owner: str, row: ConceptWeights, shown: Sequence[str]) -> dict[str, str]:
     """What stands in the form: what is shown below it, else a prompt with all the concepts."""
     for job_id in shown:
@@ -124,7 +119,7 @@ def start(
             others = [each for each in taught if each.id != concept.id]
             wanted.append((parent.id, alone(asked["prompt"], others)))
     wanted = [*wanted[: MOST - 2], (row.id, asked["prompt"])]
-    if (together := joint(session, owner, row)) is not None:
+    if (together := merges.jointly_trained(session, owner, row)) is not None:
         wanted.append((together, asked["prompt"]))
     plain = {name: value for name, value in asked.items() if value and name != "prompt"}
     plain.setdefault("seed", str(random.getrandbits(32)))
@@ -137,7 +132,7 @@ def start(
 
 def columns(session: Session, owner: str, row: ConceptWeights, shown: Sequence[str]) -> list[Column]:
     """The generations as they stand, in the order in which they are named."""
-    together = joint(session, owner, row)
+    together = merges.jointly_trained(session, owner, row)
     found = []
     for job_id in shown:
         job = jobs.to_schema(session, jobs.get(session, owner, job_id))

@@ -7,7 +7,10 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from backend.models import LOCAL_OWNER
 from backend.schemas.concepts import Concept
+from backend.services import merges, weights
+from backend.studio import Studio
 from frontend import side_by_side
 from tests.backend.workshop import Workshop
 from tests.frontend.conftest import Api
@@ -58,6 +61,31 @@ def test_columns_without_a_seed_share_one(
     assert len(jobs) == 3
     [field] = [each for each in read(client.get(address).text).fields if each.get("name") == "seed"]
     assert field["value"] == str(seed)
+
+
+def test_the_yardstick_is_of_the_same_base(
+    client: TestClient, api: Api, workshop: Workshop, studio: Studio, two: list[dict[str, Any]]
+) -> None:
+    """One that was learned before the base model changed cannot be drawn any more."""
+    merge(client, two)
+    made = workshop.merge()
+    api.train(*(each["id"] for each in two))
+    fitting = workshop.train()
+    api.train(*(each["id"] for each in two))
+    other = workshop.train()
+
+    def joint() -> str | None:
+        with studio.reading() as session:
+            return merges.jointly_trained(session, LOCAL_OWNER, weights.get(session, LOCAL_OWNER, made))
+
+    for stale, expected in (({}, other), ({other}, fitting), ({other, fitting}, None)):
+        with studio.writing() as session:
+            for each in stale:
+                row = weights.get(session, LOCAL_OWNER, each)
+                row.base_hash = "cd" * 32
+                row.manifest = {**row.manifest, "base_hash": row.base_hash}
+        assert joint() == expected
+    assert "no version that learned them together" in read(client.get(f"/merge/{made}").text).words
 
 
 def test_wrong_comparisons(client: TestClient, workshop: Workshop, two: list[dict[str, Any]]) -> None:
