@@ -120,6 +120,29 @@ def test_an_older_version_is_chosen(
     assert "share one version" in read(client.post("/merge", data=chosen(two, **both)).text).words
 
 
+def test_one_version_has_one_strength(
+    client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]
+) -> None:
+    """Two concepts of one version, and a third beside them."""
+    stark, mia = two
+    merge(client, two)
+    made = workshop.merge()
+    third, taught = api.taught(workshop, "Rex")
+    three = [*two, third]
+    shared = {f"v.{each['id']}": made for each in two}
+    first, second = f"s.{stark['id']}", f"s.{mia['id']}"
+    for differing in ({first: "0.5", second: "0.7"}, {first: "0.5"}, {second: "0.5"}):
+        sent = chosen(three, **shared, **differing)
+        for answer in (client.post("/merge", data=sent), client.get("/merge", params=sent)):
+            said = "Stark and Mia stand in one version, which has one strength: give each the same."
+            assert said in read(answer.text).words
+    assert [job["kind"] for job in client.get("/api/v1/jobs").json()["items"]].count("merge") == 1
+    spec = workshop.job(
+        merge(client, three, **shared, **{first: "0.5", second: "0,50"}).rpartition("/")[2]
+    ).spec
+    assert {each["file"]["id"]: each["scale"] for each in spec["weights"]} == {made: 0.5, taught: 1.0}
+
+
 @pytest.mark.parametrize(
     ("sent", "sentence"),
     [
