@@ -107,16 +107,19 @@ def chosen_concepts(given: Given) -> list[str]:
 def wanted(session: Session, owner: str, given: Given) -> MergeCreate:
     """The request that the form means. Invalid with everything that is wrong with it at once."""
     form = view(session, owner, given)
-    ids = {each.id: next(version.id for version in each.versions if version.chosen) for each in form.chosen}
-    if len(set(ids.values())) < 2:
+    strengths: dict[str, list[tuple[str, float | str]]] = {}
+    for each in form.chosen:
+        version = next(version.id for version in each.versions if version.chosen)
+        strengths.setdefault(version, []).append((each.name, _scale(each.strength)))
+    if len(strengths) < 2:
         raise Invalid.at(
-            "/weights", TOO_FEW if len(ids) < 2 else "These share one version already: it has them all."
+            "/weights",
+            TOO_FEW if len(form.chosen) < 2 else "These share one version already: it has them all.",
         )
     card = _card(given)
     params = method_fields.wanted(_parameters(card), "", given)
-    scales = {weights: _scale(text(given, STRENGTH + concept)) for concept, weights in ids.items()}
     body = {
-        "weights": [{"id": weights, "scale": scale} for weights, scale in scales.items()],
+        "weights": [{"id": version, "scale": _shared(said)} for version, said in strengths.items()],
         "method": text(given, "method") or USUAL,
         "params": params,
     }
@@ -174,6 +177,16 @@ def words(version: ConceptWeightsSummary, concept: str, names: Mapping[str, str]
         f"drawn at scale {plain(version.scale)} when alone" if version.scale != 1 else "",
     ]
     return ", ".join(filter(None, [*said, phrases.ago(version.created_at)]))
+
+
+def _shared(said: list[tuple[str, float | str]]) -> float | str:
+    """The strength of a version, from the concepts that it was chosen for and theirs. Invalid where they differ."""
+    if len({scale for _, scale in said}) > 1:
+        names = " and ".join(name for name, _ in said)
+        raise Invalid.at(
+            "/weights", f"{names} stand in one version, which has one strength: give each the same."
+        )
+    return said[0][1]
 
 
 def _scale(said: str) -> float | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,17 +70,12 @@ def parents(session: Session, owner: str, row: ConceptWeights) -> list[Parent]:
     return found
 
 
-def joint(session: Session, owner: str, row: ConceptWeights) -> str | None:
-    """The newest weights that were trained on exactly the same concepts together."""
-    return merges.jointly_trained(session, owner, weights.to_schema(session, row).concepts, row.base)
-
-
 def usual(session: Session, owner: str, row: ConceptWeights, shown: Sequence[str]) -> dict[str, str]:
     """What stands in the form: what is shown below it, else a prompt with all the concepts."""
     for job_id in shown:
         request = jobs.get(session, owner, job_id).request
         if (request.get("weights") or [{}])[0].get("id") == row.id:
-            return {name: str(request.get(name, "")) for name in FIELDS}
+            return {name: "" if request.get(name) is None else str(request[name]) for name in FIELDS}
     return {
         "prompt": prompt_of(merge_view.taught_by(session, owner, row.id)),
         "seed": "1",
@@ -113,7 +109,8 @@ def start(
     session: Session, owner: str, row: ConceptWeights, asked: dict[str, str], max_queued_jobs: int
 ) -> list[str]:
     """Generations of each concept alone, merged, and trained together where there are such weights; ids of the jobs.
-    Invalid where one of them cannot be drawn; then none is.
+    All draw from one seed, a random one where none was asked for. Invalid where one of them cannot be drawn; then none
+    is.
     """
     taught = merge_view.taught_by(session, owner, row.id)
     wanted: list[tuple[str, str]] = []
@@ -122,9 +119,10 @@ def start(
             others = [each for each in taught if each.id != concept.id]
             wanted.append((parent.id, alone(asked["prompt"], others)))
     wanted = [*wanted[: MOST - 2], (row.id, asked["prompt"])]
-    if (together := joint(session, owner, row)) is not None:
+    if (together := merges.jointly_trained(session, owner, row)) is not None:
         wanted.append((together, asked["prompt"]))
     plain = {name: value for name, value in asked.items() if value and name != "prompt"}
+    plain.setdefault("seed", str(random.getrandbits(32)))
     started = []
     for weights_id, prompt in wanted:
         body = valid(GenerationCreate, {**plain, "prompt": prompt, "weights": [{"id": weights_id}]})
@@ -134,7 +132,7 @@ def start(
 
 def columns(session: Session, owner: str, row: ConceptWeights, shown: Sequence[str]) -> list[Column]:
     """The generations as they stand, in the order in which they are named."""
-    together = joint(session, owner, row)
+    together = merges.jointly_trained(session, owner, row)
     found = []
     for job_id in shown:
         job = jobs.to_schema(session, jobs.get(session, owner, job_id))

@@ -90,7 +90,7 @@ def completed(session: Session, job: Job, needed: list[Job]) -> dict[str, Any]:
     rows = list(session.scalars(made.order_by(ConceptWeights.id)))
     if len(rows) < len(needed):
         raise Invalid("What was learned for these pictures has been deleted meanwhile.", code="input_invalid")
-    alone = spec.layout is None and len(set(prompts.tokens(spec.prompt))) <= 1
+    alone = _alone(spec.prompt, *(each.prompt for each in (spec.layout.regions if spec.layout else ())))
     added = [pinned(session, row, _scale(row, alone)) for row in rows]
     layout = regions.with_weights(spec.layout, spec.text, added)
     spec = spec.model_copy(update={"weights": [*spec.weights, *added], "layout": layout})
@@ -110,7 +110,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
     areas = regions.checked(body)
     inside = {name for area in areas for name in area.names}
     names = [name for name in prompts.tokens(prompt) if name not in inside]
-    alone = len({*names, *inside}) <= 1
+    alone = _alone(prompt, *(area.prompt for area in areas))
     asked = _chosen(session, owner_id, body.weights or [], "", alone)
     own = [_chosen(session, owner_id, area.asked.weights or [], area.pointer, alone) for area in areas]
     everyone = [*asked, *(each for weights in own for each in weights)]
@@ -191,6 +191,11 @@ def _chosen(
         (row, ActingWeights(id=row.id, scale=_scale(row, alone, choice.scale), gate=choice.gate))
         for row, choice in zip(rows, choices, strict=True)
     ]
+
+
+def _alone(*said: str) -> bool:
+    """Whether the prompt and those of its boxes name one concept at most."""
+    return len({name for prompt in said for name in prompts.tokens(prompt)}) <= 1
 
 
 def _scale(row: ConceptWeights, alone: bool, named: float | None = None) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -79,12 +78,16 @@ def forecast(session: Session, storage: Storage, owner_id: str, body: MergeCreat
     return merge_forecast.forecast(spec.method, spec.params, sketches, ids, [each.scale for each in inputs])
 
 
-def jointly_trained(session: Session, owner_id: str, concepts: Sequence[str], base: str) -> str | None:
-    """The newest weights that were trained on exactly these concepts together; None without any."""
-    wanted = set(concepts)
-    rows, _ = weights.page(session, owner_id, limit=200, concept=next(iter(concepts), ""))
+def jointly_trained(session: Session, owner_id: str, merged: ConceptWeights) -> str | None:
+    """The newest weights that were trained together on exactly the concepts of a merge, and on the same version of its
+    base; None without any.
+    """
+    wanted = set(weights.to_schema(session, merged).concepts)
+    rows, _ = weights.page(session, owner_id, limit=200, concept=next(iter(wanted), ""))
     for shown in weights.to_schemas(session, rows):
-        if set(shown.concepts) == wanted and shown.manifest.merge is None and shown.manifest.base == base:
+        made = shown.manifest
+        same_base = (made.base, made.base_hash) == (merged.base, merged.base_hash)
+        if set(shown.concepts) == wanted and made.merge is None and same_base:
             return str(shown.id)
     return None
 

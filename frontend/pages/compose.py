@@ -30,8 +30,11 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size", "regions", "region_passes", "base_share", "attention_guidance", "check", "retry_until_present",
+    "size", "regions", "region_passes", "base_share", "late_base_share", "attention_guidance", "check",
+    "retry_until_present",
 )  # fmt: skip
+AS_TYPED = tuple(name for name in FIELDS if name not in ("size", "regions"))
+"""Fields that stand in the request under the same name."""
 EDGES = ("x", "y", "width", "height")
 REGION = (*EDGES, "prompt", "weights")
 RESULTS = 8
@@ -87,7 +90,10 @@ def compose(
 
 def _from_request(request: dict[str, Any]) -> dict[str, str]:
     """Values of the form from a request or a recipe."""
-    values = {name: str(request[name]) for name in FIELDS if request.get(name) not in (None, "", [], False)}
+    usual = {name: GenerationCreate.model_fields[name].default for name in AS_TYPED}
+    values = {name: str(request[name]) for name in AS_TYPED if request.get(name) not in (None, usual[name])}
+    if request.get("late_base_share") == request.get("base_share"):
+        values.pop("late_base_share", None)
     if regions := request.get("regions"):
         drawn = [{name: region[name] for name in REGION if region.get(name)} for region in regions]
         values["regions"] = json.dumps([{"x": 0, "y": 0, **region} for region in drawn])
@@ -129,7 +135,7 @@ def _told(error: AppError) -> dict[str, str]:
 
 
 def _wanted(form: Form, gates: list[GateField]) -> dict[str, Any]:
-    wanted: dict[str, Any] = filled(form, [name for name in FIELDS if name not in ("size", "regions")])
+    wanted: dict[str, Any] = filled(form, AS_TYPED)
     wanted["prompt"] = text(form, "prompt")
     if drawn := text(form, "regions"):
         try:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from backend.errors import AppError, NotFound
 from backend.models import ConceptWeights
 from backend.schemas.merges.requests import MergeReport
-from backend.services import weights
+from backend.services import merges, weights
 from backend.studio import Studio
 from frontend import merge_view, side_by_side
 from frontend.asking import Form, ItemId, Owner, Studied, beside_fields, checked_id, text
@@ -79,7 +79,7 @@ def _page(
             else None,
             parents=side_by_side.parents(session, owner, row),
             columns=side_by_side.columns(session, owner, row, shown),
-            joint=side_by_side.joint(session, owner, row),
+            joint=merges.jointly_trained(session, owner, row),
             values=given or side_by_side.usual(session, owner, row, shown),
             errors=errors or {},
         )

@@ -153,6 +153,42 @@ def test_boxes_wait_for_concepts_that_are_being_taught(api: Api, workshop: Works
     assert spec["layout"]["whole"] == []
 
 
+STARK = {**LEFT, "prompt": "@stark"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "boxes", "scale"),
+    [
+        ("a photo of @stark", [], 0.65),
+        ("on the moon", [STARK], 0.65),
+        ("@stark on the moon", [STARK], 0.65),
+        ("@stark on the moon", [STARK, {**RIGHT, "prompt": "a teddy bear"}], 0.65),
+        ("@stark and @rex", [], 1.0),
+        ("@stark and @rex", [STARK], 1.0),
+        ("on the moon", [STARK, {**RIGHT, "prompt": "@rex"}], 1.0),
+    ],
+)
+def test_who_waits_gets_the_same_picture_as_who_comes_later(
+    api: Api, workshop: Workshop, studio: Studio, prompt: str, boxes: list[dict[str, Any]], scale: float
+) -> None:
+    """Also where one of the concepts was taught before."""
+    api.taught(workshop, "Rex")
+    api.train(api.concept(photos=3)["id"])
+    asked: dict[str, Any] = {"regions": boxes, "seed": 3}
+    waiting = api.generate(prompt, **asked)
+    assert waiting["state"] == "blocked"
+    workshop.train(scale=0.65)
+    with studio.writing() as session:
+        assert needs.settle(session) == 1
+    early, late = (workshop.job(job["id"]).spec for job in (waiting, api.generate(prompt, **asked)))
+    acting = [each for region in (late["layout"] or {}).get("regions", ()) for each in region["weights"]]
+    assert {each["scale"] for each in [*late["weights"], *acting]} == {scale}
+    by_file = [
+        {**spec, "weights": {each["file"]["id"]: each for each in spec["weights"]}} for spec in (early, late)
+    ]
+    assert by_file[0] == by_file[1]
+
+
 def test_pictures_that_are_looked_at(client: TestClient, api: Api, workshop: Workshop) -> None:
     """Photos and judges are pinned, and the pictures are not drawn together with others."""
     concept, _ = api.taught(workshop)

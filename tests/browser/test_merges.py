@@ -1,4 +1,4 @@
-"""Two sample concepts are taught, brought together on the Merge page, and seen side by side."""
+"""Two sample concepts are taught, brought together on the Merge page, and seen side by side, with the yardstick too."""
 
 from __future__ import annotations
 
@@ -26,8 +26,15 @@ def two(page: Page) -> list[dict[str, Any]]:
     samples = page.request.get("/api/v1/samples").json()["items"]
     slugs = [each["slug"] for each in samples if each["kind"] == "subject"][:2]
     found = [page.request.post(f"/api/v1/samples/{slug}").json() for slug in slugs]
-    for concept in found:
-        body = {"concepts": [concept["id"]], "method": "custom-diffusion", "params": FEW}
+    taught(page, *([concept] for concept in found))
+    return found
+
+
+def taught(page: Page, *trainings: list[dict[str, Any]]) -> None:
+    """The concepts of each training learn as little as can be, together."""
+    for concepts in trainings:
+        ids = [each["id"] for each in concepts]
+        body = {"concepts": ids, "method": "custom-diffusion", "params": FEW}
         answer = page.request.post("/api/v1/trainings", data=body)
         assert answer.status == 202, answer.text()
     for _ in range(TRAINING_MS // 500):
@@ -36,7 +43,6 @@ def two(page: Page) -> list[dict[str, Any]]:
         if all(each["state"] == "succeeded" for each in jobs):
             break
         page.wait_for_timeout(500)
-    return found
 
 
 def test_two_concepts_are_brought_together(
@@ -85,10 +91,25 @@ def test_two_concepts_are_brought_together(
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= size["width"], f"the page scrolls sideways: {wide} pixels of {size['width']}"
 
+    merged = page.url
     page.get_by_role("link", name="Train one").click()
     expect(page.get_by_role("heading", name="Teach them together")).to_be_visible()
     expect(page.get_by_role("heading", name="Merge: closed form").first).to_be_visible()
     without_script(browser, studio, two)
+
+    taught(page, two)
+    page.goto(merged)
+    expect(page.get_by_text("then trained together: the same words")).to_be_visible()
+    expect(page.get_by_role("link", name="Train one")).to_have_count(0)
+    page.get_by_label("Seed").fill("")
+    page.get_by_role("button", name="Draw all").click()
+    expect(page.locator(".side-by-side article")).to_have_count(4)
+    expect(page.locator(".side-by-side a.shot img")).to_have_count(4, timeout=4 * DRAWING_MS)
+    titles = [each.strip() for each in page.locator(".side-by-side h3").all_inner_texts()]
+    assert set(titles[:2]) == {f"{name} alone" for name in names}
+    assert titles[2:] == ["Merged", "Trained together"]
+    expect(page.get_by_label("Seed")).not_to_have_value("")
+    assert barriers(page) == []
 
 
 def without_script(browser: Browser, studio: RunningStudio, two: list[dict[str, Any]]) -> None:

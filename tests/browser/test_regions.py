@@ -80,6 +80,7 @@ def test_boxes_are_drawn_moved_and_shown(
     page.keyboard.press("Delete")
     assert len(boxes(page)) == 2
 
+    page.get_by_label("Prompt in boxes, at the end").fill("0.1")
     page.locator("#num_inference_steps").fill("4")
     page.locator("#num_images").fill("1")
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -99,6 +100,7 @@ def test_boxes_are_drawn_moved_and_shown(
     dialog.get_by_role("link", name="Remix").click()
     page.wait_for_url("**/compose?from=*")
     assert boxes(page)[1]["prompt"] == "@domino"
+    expect(page.get_by_label("Prompt in boxes, at the end")).to_have_value("0.1")
 
     # what is wrong with a box is told with its number
     page.get_by_label("Who stands in this box").first.fill("@nobody")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -65,6 +66,13 @@ def lived_in(client: TestClient, api: Api, workshop: Workshop, studio: Studio) -
     waiting = api.concept("Later", photos=3)
     queued = api.train(waiting["id"])["id"]
     return Lived(concept["id"], weights, trained, running, queued, failed, drawn, image)
+
+
+@pytest.fixture
+def two(api: Api, workshop: Workshop) -> list[dict[str, Any]]:
+    """Two concepts with weights; each carries its weights' id."""
+    found = [api.taught(workshop), api.taught(workshop, "Mia")]
+    return [{**concept, "taught": weights} for concept, weights in found]
 
 
 def _newest_job(client: TestClient) -> str:

@@ -1,15 +1,13 @@
-"""Concepts are brought together by a form: forecast, report, parents, and the same seeds side by side."""
+"""Concepts are brought together by a form: forecast, report, and what the merged version was made of."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from backend.models import LOCAL_OWNER
-from backend.schemas.concepts import Concept
 from backend.schemas.executor import Unit
 from backend.schemas.merges.requests import (
     MergeForecast,
@@ -21,20 +19,13 @@ from backend.schemas.merges.requests import (
 )
 from backend.services import leases
 from backend.studio import Studio
-from frontend import merge_view, phrases, side_by_side
+from frontend import merge_view, phrases
 from frontend.rendering import ENVIRONMENT
 from tests.backend.workshop import Workshop, merge_report
 from tests.frontend.conftest import Api
 from tests.frontend.markup import read
 
 NOBODY = "019a0000-0000-7000-8000-000000000000"
-
-
-@pytest.fixture
-def two(api: Api, workshop: Workshop) -> list[dict[str, Any]]:
-    """Two concepts with weights; each carries its weights' id."""
-    found = [api.taught(workshop), api.taught(workshop, "Mia")]
-    return [{**concept, "taught": weights} for concept, weights in found]
 
 
 def chosen(two: list[dict[str, Any]], **more: str) -> dict[str, Any]:
@@ -129,6 +120,29 @@ def test_an_older_version_is_chosen(
     assert "share one version" in read(client.post("/merge", data=chosen(two, **both)).text).words
 
 
+def test_one_version_has_one_strength(
+    client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]
+) -> None:
+    """Two concepts of one version, and a third beside them."""
+    stark, mia = two
+    merge(client, two)
+    made = workshop.merge()
+    third, taught = api.taught(workshop, "Rex")
+    three = [*two, third]
+    shared = {f"v.{each['id']}": made for each in two}
+    first, second = f"s.{stark['id']}", f"s.{mia['id']}"
+    for differing in ({first: "0.5", second: "0.7"}, {first: "0.5"}, {second: "0.5"}):
+        sent = chosen(three, **shared, **differing)
+        for answer in (client.post("/merge", data=sent), client.get("/merge", params=sent)):
+            said = "Stark and Mia stand in one version, which has one strength: give each the same."
+            assert said in read(answer.text).words
+    assert [job["kind"] for job in client.get("/api/v1/jobs").json()["items"]].count("merge") == 1
+    spec = workshop.job(
+        merge(client, three, **shared, **{first: "0.5", second: "0,50"}).rpartition("/")[2]
+    ).spec
+    assert {each["file"]["id"]: each["scale"] for each in spec["weights"]} == {made: 0.5, taught: 1.0}
+
+
 @pytest.mark.parametrize(
     ("sent", "sentence"),
     [
@@ -172,50 +186,6 @@ def test_a_merge_that_failed_shows_its_report(
     assert "Not verified" in words
     assert "The words are off by 2 %." in words
     assert "Use it in a prompt" not in words
-
-
-def test_side_by_side(client: TestClient, api: Api, workshop: Workshop, two: list[dict[str, Any]]) -> None:
-    merge(client, two)
-    made = workshop.merge()
-    page = client.get(f"/merge/{made}")
-    assert "a photo of" in page.text
-    assert "no version that learned them together" in read(page.text).words
-    api.train(*(each["id"] for each in two))
-    together = workshop.train()
-    sent = {"prompt": "@stark and @mia in the snow", "seed": "7", "num_images": "2"}
-    answer = client.post(f"/merge/{made}", data=sent, follow_redirects=False)
-    assert answer.status_code == 303
-    address = answer.headers["location"].partition("#")[0]
-    jobs = [workshop.job(each) for each in re.findall(r"job=([0-9a-f-]{36})", address)]
-    used = [[each["file"]["id"] for each in job.spec["weights"]] for job in jobs]
-    assert sorted(used[:2]) == sorted([[each["taught"]] for each in two])
-    assert used[2:] == [[made], [together]]
-    assert {job.spec["seed"] for job in jobs} == {7}
-    assert {job.request["prompt"] for job in jobs} == {
-        "@stark and @mia in the snow", "@stark and a dog in the snow", "a dog and @mia in the snow"
-    }  # fmt: skip
-    page = read(client.get(address).text)
-    for title in ("Stark alone", "Mia alone", "Merged", "Trained together"):
-        assert title in page.words
-    assert page.inline == []
-    assert page.tags.count("job-images") == 4
-    workshop.draw()
-    assert "job-images" in read(client.get(address).text).tags
-
-
-def test_wrong_comparisons(client: TestClient, workshop: Workshop, two: list[dict[str, Any]]) -> None:
-    assert client.get(f"/merge/{two[0]['taught']}").status_code == 404  # not merged
-    assert client.get(f"/merge/{NOBODY}").status_code == 404
-    merge(client, two)
-    made = workshop.merge()
-    for sent, sentence in (
-        ({"prompt": "@stark", "seed": "x", "num_images": "2"}, "Give a whole number."),
-        ({"prompt": "@nobody", "seed": "1", "num_images": "2"}, "does not exist"),
-    ):
-        answer = client.post(f"/merge/{made}", data=sent)
-        assert (answer.status_code, sentence in read(answer.text).words) == (422, True), answer.text
-    assert client.get(f"/merge/{made}?job={NOBODY}").status_code == 404
-    assert client.get("/api/v1/jobs?kind=generate").json()["items"] == []
 
 
 def test_several_are_taught_together_by_the_training_form(
@@ -298,21 +268,6 @@ def test_a_report_of_a_sum_claims_nothing_of_the_words() -> None:
     )
     said = merge_view.of_report(fitted, ["Stark", "Mia"]).sentence
     assert said.endswith("of what they learned, 4.1 % is missing in the worst layer.")
-
-
-def test_the_prompt_without_the_others(client: TestClient, api: Api, workshop: Workshop) -> None:
-    def concept(token: str, noun: str) -> Any:
-        return api.concept(token, token=token, class_noun=noun, kind="subject" if noun else "style")
-
-    cases = {
-        "@mia on the beach": "a cat on the beach",
-        "the @mia cat and @miaow": "a cat and @miaow",
-        "a dog, in the style of @ink": "a dog",
-        "a @MIA by @ink here": "a cat here",
-    }
-    others = [Concept.model_validate(concept("mia", "cat")), Concept.model_validate(concept("ink", ""))]
-    assert {given: side_by_side.alone(given, others) for given in cases} == cases
-    assert side_by_side.prompt_of(others) == "a photo of @mia in the style of @ink"
 
 
 @pytest.mark.parametrize(
