@@ -227,7 +227,15 @@ def test_the_names_of_ways_say_what_they_are() -> None:
     )  # fmt: skip
     assert found["linear-orthogonal-companions"].single == "orthogonal-companions"
     assert found["perfusion-gates"].single == "perfusion"
-    stems = {*ways.JOINT, ways.REGIONS_JOINT, "average", "regions", "textual-inversion", *MERGE_CARDS}
+    stems = {
+        *ways.JOINT,
+        ways.REGIONS_JOINT,
+        ways.STACKED,
+        "average",
+        "regions",
+        "textual-inversion",
+        *MERGE_CARDS,
+    }
     assert {way.stem for way in found.values()} <= stems
     for method, changed in (*ways.JOINT.values(), *ways.SINGLES.values()):
         CARDS[method].params_type(**changed)
