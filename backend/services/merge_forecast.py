@@ -15,7 +15,7 @@ import numpy as np
 
 from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.merges.requests import MergeForecast, PairForecast, SiteForecast, Verdict
-from backend.services import merge_sketches
+from backend.services import merge_sketches, sketched_settings
 from backend.services.merge_sketches import Array, Sketch
 
 LISTED_SITES = 8
@@ -123,18 +123,23 @@ def forecast(
 
 
 def _closed_form(meeting: Meeting) -> MergeForecast:
-    known = meeting.known
-    drifts, condition, rank = merge_sketches.drifts(known)
-    alone = [float(merge_sketches.drifts([each])[0].max()) for each in known]
+    known, tolerance = meeting.known, float(meeting.params.get("tolerance", 0.0))
+    drifts, condition, rank = merge_sketches.drifts(known, tolerance)
+    alone = [float(merge_sketches.drifts([each], tolerance)[0].max()) for each in known]
     worst, worst_alone = float(drifts.max()), max(alone)
     growth = worst / worst_alone if worst_alone > 0 else 1.0
     pairs = meeting.pairs(_of_sum, NOT_APART)
     verdict = _worst([_verdict(growth, GROWTH), *(pair.verdict for pair in pairs)])
     rows = sum(len(each.rows) for each in known)
-    shared = (
+    fewer = (
         f"{rows - rank} of {rows} text states are the same in several of the weights; words that were not taught a "
         "vector get one of their own in the merge, and the drift is then another."
     )
+    if tolerance > merge_sketches.DEPENDENT:
+        fewer = (
+            f"{rows - rank} of {rows} directions are weaker than the tolerance and are dropped: there words do not "
+            "keep what they learned, and the merge may not pass its verification."
+        )
     by_site = _worst_sites(meeting)
     return MergeForecast(
         merge=meeting.method,
@@ -151,7 +156,7 @@ def _closed_form(meeting: Meeting) -> MergeForecast:
             SiteForecast(site=known[0].sites[at], drift=float(drifts[at]), crosstalk=float(by_site[at]))
             for at in np.argsort(-drifts)[:LISTED_SITES]
         ],
-        notes=meeting.notes(*([shared] if rank < rows else [])),
+        notes=meeting.notes(*sketched_settings.notes(meeting.params), *([fewer] if rank < rows else [])),
     )
 
 

@@ -61,10 +61,12 @@ def read_all(sketches: Sequence[Mapping[str, Any]], scales: Sequence[float]) -> 
     return [Sketch.read(held, scale) for held, scale in zip(sketches, scales, strict=True)]
 
 
-def drifts(known: Sequence[Sketch]) -> tuple[Array, float, int]:
-    """(relative drift of each site, condition, rank) of the closed-form merge."""
+def drifts(known: Sequence[Sketch], tolerance: float = 0.0) -> tuple[Array, float, int]:
+    """(relative drift of each site, condition, rank) of the closed-form merge, which drops directions below
+    ``tolerance`` of the strongest; here at least those below `DEPENDENT`.
+    """
     left, strengths, _ = np.linalg.svd(np.concatenate([each.rows for each in known]), full_matrices=False)
-    strong = strengths > DEPENDENT * strengths[0]
+    strong = strengths > max(DEPENDENT, tolerance) * strengths[0]
     metric = left[:, strong] / strengths[strong]
     squares = np.einsum("sr,lst,tr->l", metric, _grams(known), metric)
     found = np.sqrt(np.maximum(squares, 0.0)) / _lengths(known[0])

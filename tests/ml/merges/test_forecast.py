@@ -194,3 +194,51 @@ def test_dropping_at_random_is_told_as_noise(model: DiffusionModel) -> None:
     voted = told_of("dare", sketches, drop=0.0, then="ties")
     assert voted.sentence == told_of("ties", sketches).sentence
     assert not any("noise" in note for note in voted.notes)
+
+
+# ---- what the sketches assume
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"captions": 300}, "1000 captions held, not the 300 asked for"),
+        ({"ridge": 0.5}, "a ridge of 1e-08, not the 0.5 asked for"),
+        ({"start_token": False}, "the start token held, which was not asked for"),
+        ({"padding": 0}, "4 paddings of each caption held, not the 0 asked for"),
+        ({"prefix": True}, "the words before V* free, which were asked to be constrained"),
+        ({"company": True}, "each word by itself, not in company as asked for"),
+    ],
+)
+def test_a_setting_that_the_sketches_do_not_know_is_told(
+    model: DiffusionModel, params: dict[str, Any], said: str
+) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    usual, told = told_of("closed-form", sketches), told_of("closed-form", sketches, **params)
+    (note,) = [each for each in told.notes if each not in usual.notes]
+    assert said in note
+    assert "of the usual settings" in note
+    assert told.model_copy(update={"notes": usual.notes}) == usual
+
+
+def test_all_settings_that_differ_are_told_and_those_of_sums_are_not(model: DiffusionModel) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    told = " ".join(told_of("closed-form", sketches, company=True, padding=2, captions=50).notes)
+    assert all(each in told for each in ("in company", "4 paddings", "1000 captions"))
+    assert "pins more directions and moves other texts at least as far" in told
+    for method in MERGE_CARDS:
+        assert not any("usual settings" in note for note in told_of(method, sketches).notes)
+
+
+def test_the_tolerance_is_that_of_the_merge(model: DiffusionModel) -> None:
+    """It is the one setting that sketches can follow, as far as single precision goes."""
+    weights = [made(model, word, "dog", seed=at) for at, word in enumerate(("one", "two"))]
+    inputs = [MergeInput(IDS[at], each) for at, each in enumerate(weights)]
+    sketches = [sketched(model, each) for each in weights]
+    params = ClosedFormParams(tolerance=0.3)
+    real = MERGES["closed-form"].merge(model, inputs, params, InProcessRun()).report
+    told = told_of("closed-form", sketches, tolerance=0.3)
+    assert real.rank is not None
+    assert told.rank == real.rank < 12
+    assert told.drift == pytest.approx(real.drift, rel=0.1)
+    assert not any("usual settings" in note for note in told.notes)
