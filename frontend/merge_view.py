@@ -27,6 +27,7 @@ MEANINGS = {
     "Cancelled": "Share of the changes, of their squared size, that they take from one another in a sum.",
     "Beyond the rank": "Share of what the words learned, of its squared size, that no change of this rank can hold.",
     "Drift ahead": "How far other text will move in the layer that moves most. Less is better.",
+    "Missing ahead": "Share of what the words learned that is missing or another's, in the worst layer.",
     "Pinned": "Independent directions that the concepts' words pin down, of those that were counted.",
     "Words off by": "How far keys and values of the concepts' words are from what each learned, in the worst layer. "
     "0: exactly what was learned.",
@@ -42,6 +43,11 @@ MEANINGS = {
     "Condition": "The strongest over the weakest of these directions. Large: two words are hard to tell apart.",
     "Captions held": "Sentences whose keys and values were to stay.",
     "Took": "The merge itself, without loading.",
+}
+BARRED = {
+    "drift": "How far other text will move in each layer",
+    "crosstalk": "Crosstalk in each layer",
+    "sign_conflict": "Opposite signs in each layer, estimated; 50 % by chance",
 }
 VERDICTS = {"good": "Go well together", "fair": "Go together", "poor": "Get in each other's way"}
 
@@ -111,7 +117,9 @@ def of_forecast(session: Session, owner: str, told: MergeForecast) -> ForecastVi
     ids = {each.first for each in told.pairs} | {each.second for each in told.pairs}
     taught = {each: taught_by(session, owner, each) for each in ids}
     drifts = told.drift is not None
-    shares = [(site.site, (site.drift if drifts else site.crosstalk) or 0.0) for site in told.sites]
+    votes = any(site.sign_conflict is not None for site in told.sites)
+    shown = "drift" if drifts else "sign_conflict" if votes else "crosstalk"
+    shares = [(site.site, getattr(site, shown) or 0.0) for site in told.sites]
     longest = max((share for _, share in shares), default=0.0) or 1.0
     return ForecastView(
         verdict=told.verdict or "",
@@ -120,7 +128,7 @@ def of_forecast(session: Session, owner: str, told: MergeForecast) -> ForecastVi
         pairs=[_pair(each, taught) for each in told.pairs],
         numbers=_forecast_numbers(told),
         bars=[Bar(phrases.layer(site), site, share / longest, phrases.fine(share)) for site, share in shares],
-        barred="How far other text will move in each layer" if drifts else "Crosstalk in each layer",
+        barred=BARRED[shown],
         notes=told.notes,
     )
 
@@ -156,6 +164,8 @@ def _forecast_numbers(told: MergeForecast) -> list[Number]:
     if told.drift is not None:
         alone = f" (alone {', '.join(map(phrases.fine, told.drift_alone))})" if told.drift_alone else ""
         found.append(Number("Drift ahead", f"{phrases.fine(told.drift)}{alone}"))
+    if told.missed is not None:
+        found.append(Number("Missing ahead", phrases.fine(told.missed)))
     if told.rank is not None and told.constraint_rows is not None:
         found.append(Number("Pinned", f"{told.rank} of {told.constraint_rows}"))
     if told.condition is not None:

@@ -233,7 +233,7 @@ def _teachers(
         ids = dict.fromkeys(each.weights_id for each in known.values() if each.weights_id)
         rows = [owned.get(session, ConceptWeights, owner_id, weights_id) for weights_id in ids]
         asked = [(row, ActingWeights(id=row.id, scale=_scale(row, alone))) for row in rows]
-    mixing.require_one_edit([row for row, _ in asked], needed, f"{pointer}/prompt")
+    mixing.require_one_edit(session, [row for row, _ in asked], needed, f"{pointer}/prompt")
     return known, asked, needed
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from backend.schemas.merges import MERGE_CARDS
 from backend.schemas.merges.requests import MergeForecast, PairForecast, SiteForecast, Verdict
-from backend.services import merge_sketches
+from backend.services import merge_sketches, sketched_settings
 from backend.services.merge_sketches import Array, Sketch
 
 LISTED_SITES = 8
@@ -29,6 +29,10 @@ OPPOSITION = (0.1, 0.5)
 """Likewise of two changes that pull against one another: the cosine between them, its sign turned."""
 BEYOND_RANK = (0.05, 0.3)
 """Likewise the share of what was learned that a rank cannot hold."""
+MISSED = (0.1, 0.5)
+"""Likewise the share of what was learned that is given up in the worst layer."""
+RIDGE_OF_HOLD = 2e-4
+"""Up to this share the ridge of gradient fusion hardly moves what holding does: drift is right within some percent."""
 LIKELY = {
     "good": "These go together well.",
     "fair": "These can be merged, with some cost to other texts or to one another.",
@@ -62,6 +66,16 @@ class Two:
         """Share of the places where both pull in opposite directions, were their numbers normally distributed."""
         return acos(self.agreement) / pi
 
+    def sign_conflicts(self, by_site: Array) -> Array:
+        """The same of each site, 0 where only one of them changes anything."""
+        i, j = self.at
+        return np.array(
+            [
+                acos(merge_sketches.agreement(each, i, j)) / pi if each[i, i] > 0 and each[j, j] > 0 else 0.0
+                for each in by_site
+            ]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Meeting:
@@ -72,9 +86,15 @@ class Meeting:
     scales: Sequence[float]
     params: Mapping[str, Any]
     method: str
-    products: Array
-    """`merge_sketches.alignments`"""
+    by_site: Array
+    """`merge_sketches.alignments_by_site`"""
     twos: Sequence[Two]
+
+    @property
+    def products(self) -> Array:
+        """Of all sites together, [n, n]."""
+        whole: Array = self.by_site.sum(axis=0)
+        return whole
 
     def pairs(self, judged: Callable[[Two], Verdict], words: Mapping[str, str]) -> list[PairForecast]:
         """Every two with a verdict, in ``words`` by it."""
@@ -111,30 +131,36 @@ def forecast(
     are of different bases.
     """
     known = merge_sketches.read_all(sketches, scales)
-    products = merge_sketches.alignments(known)
+    aligned = merge_sketches.alignments_by_site(known)
+    products = aligned.sum(axis=0)
     twos = []
     for (i, one), (j, other) in combinations(enumerate(known), 2):
         crosstalk, by_site = merge_sketches.crosstalk(one, other)
         near, shared = merge_sketches.nearness(one, other), merge_sketches.overlap(one, other)
         agreement = merge_sketches.agreement(products, i, j)
         twos.append(Two((i, j), near, shared, crosstalk, by_site, agreement))
-    meeting = Meeting(ids, known, scales, params, method, products, twos)
-    return SPEAKERS.get(method, _silent)(meeting)
+    meeting = Meeting(ids, known, scales, params, method, aligned, twos)
+    return SPEAKERS.get(method, _unknown)(meeting)
 
 
 def _closed_form(meeting: Meeting) -> MergeForecast:
-    known = meeting.known
-    drifts, condition, rank = merge_sketches.drifts(known)
-    alone = [float(merge_sketches.drifts([each])[0].max()) for each in known]
+    known, tolerance = meeting.known, float(meeting.params.get("tolerance", 0.0))
+    drifts, condition, rank = merge_sketches.drifts(known, tolerance)
+    alone = [float(merge_sketches.drifts([each], tolerance)[0].max()) for each in known]
     worst, worst_alone = float(drifts.max()), max(alone)
     growth = worst / worst_alone if worst_alone > 0 else 1.0
     pairs = meeting.pairs(_of_sum, NOT_APART)
     verdict = _worst([_verdict(growth, GROWTH), *(pair.verdict for pair in pairs)])
     rows = sum(len(each.rows) for each in known)
-    shared = (
+    fewer = (
         f"{rows - rank} of {rows} text states are the same in several of the weights; words that were not taught a "
         "vector get one of their own in the merge, and the drift is then another."
     )
+    if tolerance > merge_sketches.DEPENDENT:
+        fewer = (
+            f"{rows - rank} of {rows} directions are weaker than the tolerance and are dropped: there words do not "
+            "keep what they learned, and the merge may not pass its verification."
+        )
     by_site = _worst_sites(meeting)
     return MergeForecast(
         merge=meeting.method,
@@ -151,7 +177,7 @@ def _closed_form(meeting: Meeting) -> MergeForecast:
             SiteForecast(site=known[0].sites[at], drift=float(drifts[at]), crosstalk=float(by_site[at]))
             for at in np.argsort(-drifts)[:LISTED_SITES]
         ],
-        notes=meeting.notes(*([shared] if rank < rows else [])),
+        notes=meeting.notes(*sketched_settings.notes(meeting.params), *([fewer] if rank < rows else [])),
     )
 
 
@@ -209,6 +235,9 @@ def _ties(meeting: Meeting, *further: str) -> MergeForecast:
     )
     verdict = _worst([pair.verdict for pair in pairs])
     most = max((two.sign_conflict for two in meeting.twos), default=0.0)
+    by_site = np.zeros(len(meeting.known[0].sites))
+    for two in meeting.twos:
+        by_site = np.maximum(by_site, two.sign_conflicts(meeting.by_site))
     return MergeForecast(
         merge=meeting.method,
         verdict=verdict,
@@ -216,7 +245,16 @@ def _ties(meeting: Meeting, *further: str) -> MergeForecast:
         "(50% by chance), and only one of them stays.",
         pairs=pairs,
         cancelled=merge_sketches.cancelled(meeting.products),
-        notes=meeting.notes(*further, "How much of each is left after the vote, only its pictures say."),
+        sites=[
+            SiteForecast(site=meeting.known[0].sites[at], sign_conflict=float(by_site[at]))
+            for at in np.argsort(-by_site)[:LISTED_SITES]
+            if by_site[at] > 0
+        ],
+        notes=meeting.notes(
+            *further,
+            "Opposite signs of a single layer are estimated from few numbers: by some points they may be more or less.",
+            "How much of each is left after the vote, only its pictures say.",
+        ),
     )
 
 
@@ -243,21 +281,60 @@ def _gates(meeting: Meeting) -> MergeForecast:
         verdict=verdict,
         sentence=told[verdict],
         pairs=pairs,
-        notes=meeting.notes("Pictures are the same as with the separate files in one prompt."),
+        notes=meeting.notes(
+            "Pictures are the same as with the separate files in one prompt.",
+            "A gate reads the text, which is the same for all layers: none is more responsible than another.",
+        ),
     )
 
 
-def _silent(meeting: Meeting) -> MergeForecast:
+def _fusion(meeting: Meeting) -> MergeForecast:
+    """Of weights that change keys and values of text alone, as all that have a sketch do: what is fitted is known."""
+    known, hold, ridge = meeting.known, float(meeting.params["hold"]), float(meeting.params["ridge"])
+    settings = sketched_settings.notes(meeting.params, ("captions",))
+    if not hold:
+        return _silent(meeting, "nothing is held, so how far other texts move lies in what no word says")
+    if not merge_sketches.fusion_weight(known):
+        return _silent(meeting, "one of these was made by an earlier version, without what it takes")
+    if ridge > RIDGE_OF_HOLD * hold:
+        return _silent(meeting, "so little is held that the ridge decides how far other texts move")
+    drifts, missed = merge_sketches.fused(known, hold)
+    alone = [float(merge_sketches.fused([each], hold)[0].max()) for each in known]
+    worst, lost = float(drifts.max()), float(missed.max())
+    growth = worst / max(alone) if max(alone) > 0 else 1.0
+    pairs = meeting.pairs(_of_words, ALIKE)
+    verdict = _worst([_verdict(growth, GROWTH), _verdict(lost, MISSED), *(pair.verdict for pair in pairs)])
+    return MergeForecast(
+        merge=meeting.method,
+        verdict=verdict,
+        sentence=f"{LIKELY[verdict]} {lost:.1%} of what the words learned would be missing in the worst layer; other "
+        f"texts would move by up to {worst:.1%}, {growth:.1f} times as far as with the worst of them alone.",
+        pairs=pairs,
+        drift=worst,
+        drift_alone=alone,
+        missed=lost,
+        sites=[
+            SiteForecast(site=known[0].sites[at], drift=float(drifts[at]), missed=float(missed[at]))
+            for at in np.argsort(-drifts)[:LISTED_SITES]
+        ],
+        notes=meeting.notes(*settings),
+    )
+
+
+def _silent(meeting: Meeting, why: str) -> MergeForecast:
     """Of a merge that the sketches cannot foresee."""
     title = MERGE_CARDS[meeting.method].title
     return MergeForecast(
         merge=meeting.method,
         verdict=None,
-        sentence=f"{title} is not forecast: it depends on what layers read while it is made, which was not kept of "
-        "these weights. What is said of the words holds whatever merge is chosen.",
+        sentence=f"{title} is not forecast: {why}. What is said of the words holds whatever merge is chosen.",
         pairs=meeting.pairs(_of_words, ALIKE),
-        notes=meeting.notes(),
+        notes=meeting.notes("No layer can be named."),
     )
+
+
+def _unknown(meeting: Meeting) -> MergeForecast:
+    return _silent(meeting, "what it depends on was not kept of these weights")
 
 
 SPEAKERS: dict[str, Callable[[Meeting], MergeForecast]] = {
@@ -268,6 +345,7 @@ SPEAKERS: dict[str, Callable[[Meeting], MergeForecast]] = {
     "svdiff-sum": _svdiff_sum,
     "lora-svd": _lora_svd,
     "perfusion-gates": _gates,
+    "gradient-fusion": _fusion,
 }
 """What is true of each merge; of others the sketches say nothing but how their words read."""
 

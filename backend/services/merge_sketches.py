@@ -26,7 +26,8 @@ DEPENDENT = 1e-5
 @dataclass(frozen=True, eq=False)
 class Sketch:
     """As arrays, at a scale: ``rows`` X [s, d], ``words`` [w, d], ``grams`` [sites, s, s], ``projected`` [sites, k, s],
-    ``norms`` [sites].
+    ``norms`` [sites], ``weight`` of the words' states against the captions' (squared); None in sketches of earlier
+    versions.
     """
 
     sites: list[str]
@@ -36,6 +37,7 @@ class Sketch:
     grams: Array
     projected: Array
     norms: Array
+    weight: float | None = None
 
     @staticmethod
     def read(held: Mapping[str, Any], scale: float) -> Sketch:
@@ -51,6 +53,7 @@ class Sketch:
             grams=arrays["grams"] * scale**2,
             projected=arrays["projected"] * arrays["sizes"][:, None, None] * scale,
             norms=arrays["norms"],
+            weight=held.get("weight"),
         )
 
 
@@ -61,14 +64,38 @@ def read_all(sketches: Sequence[Mapping[str, Any]], scales: Sequence[float]) -> 
     return [Sketch.read(held, scale) for held, scale in zip(sketches, scales, strict=True)]
 
 
-def drifts(known: Sequence[Sketch]) -> tuple[Array, float, int]:
-    """(relative drift of each site, condition, rank) of the closed-form merge."""
+def drifts(known: Sequence[Sketch], tolerance: float = 0.0) -> tuple[Array, float, int]:
+    """(relative drift of each site, condition, rank) of the closed-form merge, which drops directions below
+    ``tolerance`` of the strongest; here at least those below `DEPENDENT`.
+    """
     left, strengths, _ = np.linalg.svd(np.concatenate([each.rows for each in known]), full_matrices=False)
-    strong = strengths > DEPENDENT * strengths[0]
+    strong = strengths > max(DEPENDENT, tolerance) * strengths[0]
     metric = left[:, strong] / strengths[strong]
     squares = np.einsum("sr,lst,tr->l", metric, _grams(known), metric)
     found = np.sqrt(np.maximum(squares, 0.0)) / _lengths(known[0])
     return found, float(strengths[0] / strengths[strong][-1]), int(strong.sum())
+
+
+def fused(known: Sequence[Sketch], hold: float) -> tuple[Array, Array]:
+    """(relative drift, share of what was learned that is missing) of each site by gradient fusion, ``D = R X (X^T X +
+    h I)^-1`` in the whitened space with h of `fusion_weight` > 0, its ridge left out. ``X = U Sigma Y^T``: the drift is
+    ``||R U Sigma / (Sigma^2 + h)||_F``, what is missing ``||R (I - U Sigma^2 / (Sigma^2 + h) U^T)||_F``.
+    """
+    left, strengths, _ = np.linalg.svd(np.concatenate([each.rows for each in known]), full_matrices=False)
+    held, grams = fusion_weight(known) * hold, _grams(known)
+    moved = left * (strengths / (strengths**2 + held))
+    kept = np.eye(len(left)) - (left * (strengths**2 / (strengths**2 + held))) @ left.T
+    drift = np.sqrt(np.maximum(np.einsum("sr,lst,tr->l", moved, grams, moved), 0.0)) / _lengths(known[0])
+    lost, learned = np.einsum("sr,lst,tr->l", kept, grams, kept), np.einsum("lss->l", grams)
+    return drift, np.array([_root_share(part, whole) for part, whole in zip(lost, learned, strict=True)])
+
+
+def fusion_weight(known: Sequence[Sketch]) -> float:
+    """How much all words together weigh against the captions: what 1 of `GradientFusionParams.hold` is in the whitened
+    space. 0 where a sketch does not say.
+    """
+    weights = [each.weight for each in known]
+    return 0.0 if any(each is None for each in weights) else float(sum(each or 0.0 for each in weights))
 
 
 def crosstalk(one: Sketch, other: Sketch) -> tuple[float, Array]:
@@ -95,22 +122,24 @@ def overlap(one: Sketch, other: Sketch) -> float:
     return min(float(np.square(spaces[0] @ spaces[1].T).sum() / len(spaces[0])), 1.0)
 
 
-def alignments(known: Sequence[Sketch]) -> Array:
-    """<E_i, E_j> [n, n] summed over sites, each against the size of its captions' keys or values: exact on the
-    diagonal, estimated beside it.
+def alignments_by_site(known: Sequence[Sketch]) -> Array:
+    """<E_i, E_j> [sites, n, n], each against the size of the site's captions' keys or values: exact on the diagonal,
+    estimated beside it.
     """
     inverses = [np.linalg.pinv(each.rows, rcond=DEPENDENT) for each in known]
-    found = np.zeros((len(known), len(known)))
+    found = np.zeros((len(known[0].sites), len(known), len(known)))
     weights = 1.0 / np.square(_lengths(known[0]))
     for i, one in enumerate(known):
         for j, other in enumerate(known):
             grams = one.grams if i == j else np.einsum("lks,lkt->lst", one.projected, other.projected)
-            found[i, j] = np.einsum("l,lst,st->", weights, grams, inverses[i].T @ inverses[j])
+            found[:, i, j] = np.einsum("l,lst,st->l", weights, grams, inverses[i].T @ inverses[j])
     return found
 
 
 def agreement(products: Array, i: int, j: int) -> float:
-    """Cosine of two changes, -1..1, from `alignments`; 0 where one of them changes nothing."""
+    """Cosine of two changes, -1..1, from products [n, n] of `alignments_by_site`, of a site or of all; 0 where one of
+    them changes nothing.
+    """
     sizes = products[i, i] * products[j, j]
     return float(np.clip(products[i, j] / np.sqrt(sizes), -1.0, 1.0)) if sizes > 0 else 0.0
 

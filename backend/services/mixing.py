@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from backend.errors import Invalid
-from backend.models import ConceptWeights, Job
+from backend.models import Concept, ConceptWeights, Job, WeightsConcept
 from backend.schemas.methods import CARDS
 from backend.schemas.weights import WeightsManifest
 
@@ -18,12 +21,14 @@ def own_scale(row: ConceptWeights) -> float:
     return float(row.manifest.get("scale", 1.0))
 
 
-def require_one_edit(rows: Sequence[ConceptWeights], needed: Sequence[Job], pointer: str = "/prompt") -> None:
+def require_one_edit(
+    session: Session, rows: Sequence[ConceptWeights], needed: Sequence[Job], pointer: str = "/prompt"
+) -> None:
     """Invalid ``needs-merge`` unless the weights, and those that the trainings will make, can share a prompt: all
     compose freely, or all are text side with one vector set a word, which the worker merges in closed form. Words of
     one name cannot share a prompt at all.
     """
-    _require_different_words(rows, pointer)
+    _require_different_words(session, rows, pointer)
     methods = [*(row.method for row in rows), *(str(job.spec["method"]) for job in needed)]
     if len(methods) < 2 or COMPOSES_FREELY.issuperset(methods):
         return
@@ -45,15 +50,34 @@ def require_one_edit(rows: Sequence[ConceptWeights], needed: Sequence[Job], poin
         )
 
 
-def _require_different_words(rows: Sequence[ConceptWeights], pointer: str) -> None:
-    words = [taught.token for row in rows for taught in WeightsManifest.model_validate(row.manifest).tokens]
-    if len(set(words)) < len(words):
-        raise Invalid.at(
-            pointer,
-            "Two of these files teach the same word, so a prompt cannot tell them apart. Merge them, which gives each "
-            "a word of its own, or train one again.",
-            code="needs-merge",
-        )
+def _require_different_words(session: Session, rows: Sequence[ConceptWeights], pointer: str) -> None:
+    words = {
+        row.id: [each.token for each in WeightsManifest.model_validate(row.manifest).tokens] for row in rows
+    }
+    every = [word for own in words.values() for word in own]
+    for word in dict.fromkeys(every):
+        if every.count(word) > 1:
+            clashing = [weights_id for weights_id, own in words.items() if word in own]
+            raise Invalid.at(pointer, _clash(session, word, clashing), code="needs-merge")
+
+
+def _clash(session: Session, word: str, clashing: Sequence[str]) -> str:
+    """What several files with one word are told: whose it is, and what to do."""
+    query = (
+        select(WeightsConcept.weights_id, Concept.id, Concept.name, Concept.token)
+        .join(Concept, Concept.id == WeightsConcept.concept_id)
+        .where(WeightsConcept.weights_id.in_(clashing), WeightsConcept.token == word)
+    )
+    found = {row.weights_id: (row.id, f"{row.name} (@{row.token})") for row in session.execute(query)}
+    taught = [found[weights_id] for weights_id in clashing if weights_id in found]
+    concepts = dict(taught)
+    if len(taught) == len(clashing) and len(concepts) == 1:
+        return f"Two of these files teach {taught[0][1]}. Choose one of them."
+    who = " and ".join(concepts.values()) if len(concepts) > 1 else "Two of these files"
+    return (
+        f"{who} were taught with the same word <{word}>, so a prompt cannot tell them apart. Merge them, which gives "
+        "each a word of its own, or train one again."
+    )
 
 
 def _will_be_weight_side(job: Job) -> bool:

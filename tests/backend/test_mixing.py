@@ -75,7 +75,35 @@ def test_words_of_one_name_are_refused(client: TestClient, api: Api, workshop: W
     api.taught(workshop)
     answer = draw(client, "@stark and @before")
     assert (answer.status_code, answer.json()["code"]) == (422, "needs-merge")
-    assert "the same word" in answer.json()["detail"]
+    detail = answer.json()["detail"]
+    assert detail.startswith("Stark (@stark) and Stark (@before) were taught with the same word <stark>,")
+    assert "Merge them, which gives each a word of its own, or train one again" in detail
+
+
+def test_two_versions_of_one_concept_are_not_to_be_merged(
+    client: TestClient, api: Api, workshop: Workshop
+) -> None:
+    """Merging refuses one concept twice, so nobody is told to."""
+    concept, first = api.taught(workshop)
+    api.train(concept["id"])
+    second = workshop.train()
+    body = {"prompt": "@stark", "weights": [{"id": first}, {"id": second}]}
+    answer = client.post("/api/v1/generations", json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"] == "Two of these files teach Stark (@stark). Choose one of them."
+
+
+def test_files_without_a_concept_are_told_by_their_word(
+    client: TestClient, studio: Studio, api: Api, workshop: Workshop, two: tuple[str, str]
+) -> None:
+    """Imported ones may teach words that nobody has as a concept."""
+    with studio.writing() as session:
+        row = session.get_one(ConceptWeights, two[1])
+        word = {"token": "stark", "class_noun": "dog", "kind": "subject"}
+        row.manifest = {**row.manifest, "tokens": [*row.manifest["tokens"], word]}
+    answer = draw(client)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"].startswith("Two of these files were taught with the same word <stark>")
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,29 @@ def test_a_forecast_of_a_sum_and_of_none_in_words(
     assert 'class="light"' not in page
 
 
+def test_a_forecast_of_a_vote_and_of_a_fusion_in_words(studio: Studio) -> None:
+    """Layers by opposite signs; and by drift, with what would be missing."""
+    name = "mid_block.attentions.0.attn2.to_k"
+    vote = MergeForecast(
+        merge="ties", verdict="good", sentence="They agree.", pairs=[],
+        sites=[SiteForecast(site=name, sign_conflict=0.61), SiteForecast(site=name, sign_conflict=0.305)],
+    )  # fmt: skip
+    fusion = MergeForecast(
+        merge="gradient-fusion", verdict="fair", sentence="Halfway.", pairs=[], drift=0.1, drift_alone=[0.05, 0.1],
+        missed=0.2, sites=[SiteForecast(site=name, drift=0.1, missed=0.2)],
+    )  # fmt: skip
+    with studio.reading() as session:
+        voted, fused = (merge_view.of_forecast(session, LOCAL_OWNER, each) for each in (vote, fusion))
+    assert [(each.value, each.share) for each in voted.bars] == [("61.0 %", 1.0), ("30.5 %", 0.5)]
+    assert voted.barred.startswith("Opposite signs in each layer")
+    assert {each.name: each.value for each in fused.numbers} == {
+        "Drift ahead": "10.0 % (alone 5.0 %, 10.0 %)",
+        "Missing ahead": "20.0 %",
+    }
+    assert all(each.meaning.endswith(".") for each in fused.numbers)
+    assert fused.barred.startswith("How far other text will move")
+
+
 def test_a_report_of_a_sum_claims_nothing_of_the_words() -> None:
     site = SiteMerge(site="mid_block.attentions.0.attn2.to_k", change=1.0, rank=4, discarded_energy=0.2)
     told = MergeReport(merge="lora-svd", inputs=[], verified=True, discarded_energy=0.125, sites=[site])

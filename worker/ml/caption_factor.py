@@ -56,8 +56,10 @@ class CaptionFactor:
 
 def caption_factor(model: DiffusionModel, wanted: HeldTexts, run: Run) -> CaptionFactor:
     """Found or made. ``run.step("captions", ...)`` while captions are encoded; raises what it raises, `InputInvalid`
-    where the captions are too few.
+    where the captions are too few. What `corpus_notes` has to say is noted either way.
     """
+    for told in corpus_notes(model):
+        run.note("no_captions", told)
     known = model.derived.get(wanted)
     if isinstance(known, CaptionFactor):
         return known
@@ -70,6 +72,18 @@ def caption_factor(model: DiffusionModel, wanted: HeldTexts, run: Run) -> Captio
             _keep(path, factor)
     model.derived[wanted] = factor
     return factor
+
+
+def corpus_notes(model: DiffusionModel) -> list[str]:
+    """A sentence where the captions are not the base's own, for a report; else nothing."""
+    if model.captions:
+        return []
+    description = model.description
+    nouns = "its class nouns" if description.class_nouns else "common nouns"
+    return [
+        f"{description.title} brings no captions.txt, so sentences made of {nouns} stand for all other texts: how far "
+        "texts of another kind move is neither held nor measured."
+    ]
 
 
 def caption_ids(model: DiffusionModel, captions: int, run: Run) -> list[list[int]]:

@@ -22,10 +22,12 @@ The bytes are a function of the contents alone. Reading is strict; nothing is un
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +62,17 @@ class ConceptWeights:
 
     def __post_init__(self) -> None:
         check(self.manifest, self.tensors)
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of the manifest and of every tensor's name, type, shape and numbers, hexadecimal: equal for equal
+        contents, wherever they come from.
+        """
+        digest = hashlib.sha256(self.manifest.model_dump_json().encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def site_parts(self, of: Literal["site", "encoder"] = "site") -> dict[str, dict[str, Tensor]]:
         """{module: {part: tensor}} of the ``site.*`` tensors, or of the ``encoder.*`` ones."""

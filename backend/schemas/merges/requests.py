@@ -118,6 +118,12 @@ class SiteForecast(Strict):
     site: str
     drift: float | None = None
     crosstalk: float | None = None
+    sign_conflict: float | None = Field(
+        default=None, description="of the two weights that have the most opposite signs here, estimated"
+    )
+    missed: float | None = Field(
+        default=None, description="share of what the words learned that is missing or another's"
+    )
 
 
 class PairForecast(Strict):
@@ -166,6 +172,10 @@ class MergeForecast(Strict):
     beyond_rank: float | None = Field(
         default=None,
         description="share of what the words learned that no change of the rank asked for can hold",
+    )
+    missed: float | None = Field(
+        default=None,
+        description="share of what the words learned that is missing or another's, of the worst site",
     )
     sites: list[SiteForecast] = Field(default_factory=list, description="the sites responsible, worst first")
     notes: list[str] = Field(default_factory=list)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backend.schemas.merges.closed_form import ClosedFormParams
 from tests.ml.merging import key_value, made, taught
-from worker.ml.caption_factor import HeldTexts, caption_factor, caption_ids, held_states
+from worker.ml.caption_factor import HeldTexts, caption_factor, caption_ids, corpus_notes, held_states
 from worker.ml.conditioning import Prompt, text_kv
 from worker.ml.constraint_rows import of_states
 from worker.ml.errors import InputInvalid, MethodUnsupported, WeightsInvalid
@@ -169,7 +169,8 @@ def test_words_that_nobody_taught_get_a_vector_of_their_own(model: DiffusionMode
     assert itself.report.verified
     assert itself.report.rank == merged(model, one).report.rank
     assert itself.report.notes == [
-        "<one> of one of the weights is called <same> here, because another word has that name."
+        "<one> of one of the weights is called <same> here, because another word has that name.",
+        *corpus_notes(model),
     ]
 
 

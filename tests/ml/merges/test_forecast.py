@@ -175,13 +175,13 @@ def test_what_a_rank_cannot_hold_is_never_more_than_is_really_lost(model: Diffus
 
 @pytest.mark.parametrize("method", MERGE_CARDS)
 def test_every_merge_is_spoken_of_by_its_own_name(model: DiffusionModel, method: str) -> None:
-    """Drift is the closed form's alone; of a merge that cannot be foreseen there is no verdict, and it is said."""
+    """Drift is of those that hold captions still; each names the layers responsible, or says that none is."""
     sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
     told = told_of(method, sketches)
     assert told.merge == method
-    assert (told.drift is not None) == (method == "closed-form")
-    assert (told.verdict is None) == (method == "gradient-fusion")
-    assert told.verdict is not None or "is not forecast" in told.sentence
+    assert (told.drift is not None) == (method in ("closed-form", "gradient-fusion"))
+    assert told.verdict is not None
+    assert told.sites or any("same for all layers" in note for note in told.notes)
     assert len(told.pairs) == 1
     assert all(each.endswith(".") for each in (told.sentence, told.pairs[0].sentence, *told.notes))
 
@@ -194,3 +194,146 @@ def test_dropping_at_random_is_told_as_noise(model: DiffusionModel) -> None:
     voted = told_of("dare", sketches, drop=0.0, then="ties")
     assert voted.sentence == told_of("ties", sketches).sentence
     assert not any("noise" in note for note in voted.notes)
+
+
+# ---- what the sketches assume
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"captions": 300}, "1000 captions held, not the 300 asked for"),
+        ({"ridge": 0.5}, "a ridge of 1e-08, not the 0.5 asked for"),
+        ({"start_token": False}, "the start token held, which was not asked for"),
+        ({"padding": 0}, "4 paddings of each caption held, not the 0 asked for"),
+        ({"prefix": True}, "the words before V* free, which were asked to be constrained"),
+        ({"company": True}, "each word by itself, not in company as asked for"),
+    ],
+)
+def test_a_setting_that_the_sketches_do_not_know_is_told(
+    model: DiffusionModel, params: dict[str, Any], said: str
+) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    usual, told = told_of("closed-form", sketches), told_of("closed-form", sketches, **params)
+    (note,) = [each for each in told.notes if each not in usual.notes]
+    assert said in note
+    assert "of the usual settings" in note
+    assert told.model_copy(update={"notes": usual.notes}) == usual
+
+
+def test_all_settings_that_differ_are_told_and_those_of_sums_are_not(model: DiffusionModel) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    told = " ".join(told_of("closed-form", sketches, company=True, padding=2, captions=50).notes)
+    assert all(each in told for each in ("in company", "4 paddings", "1000 captions"))
+    assert "pins more directions and moves other texts at least as far" in told
+    for method in MERGE_CARDS:
+        assert not any("usual settings" in note for note in told_of(method, sketches).notes)
+    fused = told_of("gradient-fusion", sketches, captions=50)
+    assert "1000 captions held, not the 50 asked for" in " ".join(fused.notes)
+
+
+def test_the_tolerance_is_that_of_the_merge(model: DiffusionModel) -> None:
+    """It is the one setting that sketches can follow, as far as single precision goes."""
+    weights = [made(model, word, "dog", seed=at) for at, word in enumerate(("one", "two"))]
+    inputs = [MergeInput(IDS[at], each) for at, each in enumerate(weights)]
+    sketches = [sketched(model, each) for each in weights]
+    params = ClosedFormParams(tolerance=0.3)
+    real = MERGES["closed-form"].merge(model, inputs, params, InProcessRun()).report
+    told = told_of("closed-form", sketches, tolerance=0.3)
+    assert real.rank is not None
+    assert told.rank == real.rank < 12
+    assert told.drift == pytest.approx(real.drift, rel=0.1)
+    assert not any("usual settings" in note for note in told.notes)
+
+
+# ---- the layers responsible
+
+
+@pytest.mark.parametrize("share", [0.6, -0.7])
+@pytest.mark.parametrize(("method", "params"), [("ties", {}), ("dare", {"then": "ties"})])
+def test_a_vote_names_the_layers_with_the_most_opposite_signs(
+    model: DiffusionModel, share: float, method: str, params: dict[str, Any]
+) -> None:
+    """Against the cosine of the changes of each layer; some layers are turned, so that they differ."""
+    one, own = (made(model, word, "dog", seed=at, learned_word=False) for at, word in enumerate(("a", "b")))
+    other = related(one, own, share)
+    turned = {site.name for site in read_sites(model)[::3]}
+    tensors = {
+        name: -each if name.removeprefix("site.").removesuffix(".delta") in turned else each
+        for name, each in other.tensors.items()
+    }
+    other = ConceptWeights(other.manifest, tensors)
+    told = told_of(method, [sketched(model, each) for each in (one, other)], **params)
+    names = [site.name for site in read_sites(model)]
+    changes = [least_changes(model, of) for of in (one, other)]
+    true = {
+        name: math.acos(float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)))
+        / math.pi
+        for name, a, b in zip(names, *changes, strict=True)
+    }
+    found = {site.site: site.sign_conflict for site in told.sites}
+    assert 0 < len(found) <= 8
+    assert all(each == pytest.approx(true[name], abs=0.12) for name, each in found.items())
+    assert list(found.values()) == sorted(found.values(), key=lambda each: -(each or 0.0))
+    opposed = turned if share > 0 else set(names) - turned
+    assert set(list(found)[: min(len(opposed), 8)]) <= opposed
+    assert any("estimated" in note and "layer" in note.lower() for note in told.notes)
+
+
+def test_a_layer_that_only_one_changes_has_no_opposite_signs(model: DiffusionModel) -> None:
+    one, other = (made(model, word, "dog", seed=at, learned_word=False) for at, word in enumerate(("a", "b")))
+    left = read_sites(model)[0].name
+    without = {name: 0 * each if left in name else each for name, each in other.tensors.items()}
+    told = told_of("ties", [sketched(model, each) for each in (one, ConceptWeights(other.manifest, without))])
+    assert len(told.sites) == min(8, len(read_sites(model)) - 1)
+    assert left not in {site.site for site in told.sites}
+
+
+def test_gates_say_that_no_layer_is_more_responsible(model: DiffusionModel) -> None:
+    told = told_of(
+        "perfusion-gates", [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    )
+    assert told.sites == []
+    assert any("same for all layers" in note for note in told.notes)
+
+
+# ---- gradient fusion, of weights that change nothing but keys and values
+
+
+@pytest.mark.parametrize("hold", [0.01, 1.0, 30.0])
+def test_fusion_is_foreseen_where_captions_are_held(model: DiffusionModel, hold: float) -> None:
+    weights = [
+        made(model, word, noun, seed=at) for at, (word, noun) in enumerate((("a", "dog"), ("b", "cat")))
+    ]
+    inputs = [MergeInput(IDS[at], each) for at, each in enumerate(weights)]
+    params = MERGE_CARDS["gradient-fusion"].params_type(hold=hold)
+    real = MERGES["gradient-fusion"].merge(model, inputs, params, InProcessRun()).report
+    told = told_of("gradient-fusion", [sketched(model, each) for each in weights], hold=hold)
+    assert told.drift == pytest.approx(real.drift, rel=0.15)
+    assert told.missed == pytest.approx(real.residual_of_change, rel=0.15, abs=2e-3)
+    by_site = {site.site: (site.drift, site.residual_of_change) for site in real.sites}
+    for site in told.sites:
+        drift, missed = by_site[site.site]
+        assert site.drift == pytest.approx(drift, rel=0.15)
+        assert site.missed == pytest.approx(missed, rel=0.15, abs=2e-3)
+    assert len(told.drift_alone) == 2
+    assert told.verdict is not None
+    assert told.missed is not None
+    assert f"{told.missed:.1%}" in told.sentence
+
+
+def test_fusion_that_holds_nothing_or_hardly_anything_is_not_foreseen(model: DiffusionModel) -> None:
+    sketches = [sketched(model, made(model, f"w{at}", "dog", seed=at)) for at in range(2)]
+    free = told_of("gradient-fusion", sketches, hold=0.0)
+    assert (free.verdict, free.drift, free.sites) == (None, None, [])
+    assert "is not forecast" in free.sentence
+    assert "nothing is held" in free.sentence
+    hardly = told_of("gradient-fusion", sketches, hold=1e-4)
+    assert (hardly.verdict, hardly.drift) == (None, None)
+    assert "the ridge" in hardly.sentence
+    for sketch in sketches:
+        del sketch["weight"]
+    early = told_of("gradient-fusion", sketches)
+    assert (early.verdict, early.drift) == (None, None)
+    assert "earlier version" in early.sentence
+    assert len(early.pairs) == 1

@@ -20,7 +20,7 @@ import torch
 
 from backend.schemas.merges.closed_form import CARD, ClosedFormParams
 from backend.schemas.merges.requests import MergeReport
-from worker.ml.caption_factor import HeldTexts, caption_factor
+from worker.ml.caption_factor import HeldTexts, caption_factor, corpus_notes
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.constraint_rows import Asked, WordRows, read_sites, without_repeats, word_rows
 from worker.ml.families.base import DiffusionModel
@@ -80,7 +80,7 @@ class ClosedForm:
             inputs=described(inputs),
             verified=not proof.failures,
             failures=proof.failures,
-            notes=[*renaming_notes(inputs), *found.notes, *proof.notes],
+            notes=[*renaming_notes(inputs), *corpus_notes(model), *found.notes, *proof.notes],
             constraint_rows=len(change.rows),
             rank=change.rank,
             condition=change.condition,

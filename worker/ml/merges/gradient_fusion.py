@@ -24,7 +24,7 @@ from torch import Tensor
 from backend.schemas.merges.gradient_fusion import CARD, GradientFusionParams
 from backend.schemas.merges.requests import MergeReport, SiteMerge
 from worker.ml.activations import recorded_inputs
-from worker.ml.caption_factor import CaptionFactor, HeldTexts, caption_factor
+from worker.ml.caption_factor import CaptionFactor, HeldTexts, caption_factor, corpus_notes
 from worker.ml.concept_weights import ConceptWeights
 from worker.ml.conditioning import MatrixChange, Prompt, TextEdit
 from worker.ml.constraint_rows import Asked, WordRows, captions_of, read_sites, without_repeats, word_rows
@@ -101,7 +101,11 @@ class GradientFusion:
             inputs=described(inputs),
             verified=bent <= STATIONARITY,
             failures=failures if bent > STATIONARITY else [],
-            notes=[*renaming_notes(inputs), *_told(missed, sites, len(named) if layers else 0)],
+            notes=[
+                *renaming_notes(inputs),
+                *corpus_notes(model),
+                *_told(missed, sites, len(named) if layers else 0),
+            ],
             captions=factor.captions,
             held_rows=factor.rows if params.hold else 0,
             residual_of_change=missed,

@@ -42,7 +42,7 @@ def merge_sketch(
 
     - ``rows`` X [s, d] float32; ``words`` [w, d] float16: the mean state of each V*;
     - ``grams`` [sites, s, s] float32; ``projected`` [sites, 48, s] float16, each site divided by its ``sizes`` [sites];
-    - ``norms`` [sites] float32: ``||W0 C_reg^T||_F``.
+    - ``norms`` [sites] float32: ``||W0 C_reg^T||_F``; ``weight``: ``||C||_F^2 / ||C_reg||_F^2``, a number.
 
     Raises `WeightsInvalid`, and what ``run.step`` raises where captions must be read first.
     """
@@ -57,6 +57,7 @@ def merge_sketch(
         model, HeldTexts(params.captions, params.start_token, params.padding, params.ridge), run
     )
     sites = read_sites(model)
+    states = torch.cat([word.states for word in words])
     changes = [torch.cat([word.changes[site.name] for word in words]).T for site in sites]
     norms = caption_norms(model, factor, sites)
     projected = torch.stack(
@@ -69,12 +70,13 @@ def merge_sketch(
         "base_hash": model.description.hash,
         "tokens": named,
         "sites": [site.name for site in sites],
-        "rows": packed(whitened(torch.cat([word.states for word in words]), factor.held), "<f4"),
+        "rows": packed(whitened(states, factor.held), "<f4"),
         "words": packed(torch.stack([_word_state(word.states, word.rows.vectors) for word in words]), "<f2"),
         "grams": packed(torch.stack([each.T @ each for each in changes]), "<f4"),
         "projected": packed(projected / sizes[:, None, None], "<f2"),
         "sizes": packed(sizes, "<f4"),
         "norms": packed(torch.tensor([norms[site.name][0] for site in sites]), "<f4"),
+        "weight": float(states.square().sum() / factor.held.states.square().sum()),
     }
 
 

@@ -4,11 +4,18 @@ Words without changes (Textual Inversion) and gates (Perfusion) compose freely: 
 a matrix acts on every text, so as soon as one is among several text-side weights, all of them become one edit by the
 closed-form merge (methods.md 6), the same as a stored merge of the set would be. Weight-side changes stay as they are
 and are added beside.
+
+A merged edit stays with the loaded model (``model.derived``) for the next call that has the same set, in any order: the
+same contents at the same scales. Those used longest ago go when all together take more than `KEPT_BYTES`; a merge that
+raises is not kept.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from backend.schemas.merges.closed_form import ClosedFormParams
 from worker.ml.concept_weights import ConceptWeights
@@ -24,15 +31,21 @@ from worker.ml.readers import reader_of
 from worker.ml.run import InProcessRun
 
 Edits = tuple[tuple[TextEdit, float], ...]
+KEPT_BYTES = 64 << 20
+"""Room for some sixty sets of two concepts on Stable Diffusion 1.x."""
+SetKey = tuple[str, str, str, tuple[tuple[str, float], ...]]
+"""Hash of the base, device, precision, and (identity of the weights, scale) in an order of their own; what the merge is
+asked for is the same for all (`_solved`). Weights that are chosen twice are in it twice: of these there is no merge.
+"""
 
 
 class Composition:
-    """Reads each weights object once and merges each set once, for as long as it lives."""
+    """Reads each weights object once and merges each set once, for as long as it lives; see also `KeptSets`."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self._model = model
         self._read: dict[int, tuple[ConceptWeights, TextEdit, WeightEdit | None]] = {}
-        self._merged: dict[frozenset[tuple[int, float]], TextEdit] = {}
+        self._merged: dict[SetKey, TextEdit] = {}
 
     def of(self, weights: Sequence[tuple[ConceptWeights, float]]) -> tuple[Edits, Installation]:
         """What the prompt and the denoiser get. Raises `WeightsInvalid`, `MethodUnsupported`, `InputInvalid`."""
@@ -57,13 +70,61 @@ class Composition:
         return self._read[id(weights)]
 
     def _one(self, acting: Sequence[tuple[ConceptWeights, float]]) -> TextEdit:
-        key = frozenset((id(weights), scale) for weights, scale in acting)
+        chosen = tuple(sorted((weights.identity, scale) for weights, scale in acting))
+        model = self._model
+        key = (model.description.hash, str(model.device), str(model.dtype), chosen)
         if key not in self._merged:
-            asked = [
-                Asked(self._known(weights)[1], scale, weights.manifest.tokens) for weights, scale in acting
-            ]
-            self._merged[key] = merged_edit(self._model, asked)
+            kept = kept_sets(model)
+            edit = kept.get(key)
+            if edit is None:
+                asked = [
+                    Asked(self._known(weights)[1], scale, weights.manifest.tokens)
+                    for weights, scale in acting
+                ]
+                edit = merged_edit(model, asked)
+                kept.add(key, edit)
+            self._merged[key] = edit
         return self._merged[key]
+
+
+class KeptSets:
+    """The edits of sets that were merged for some call, at most `KEPT_BYTES` of them."""
+
+    def __init__(self) -> None:
+        self._edits: OrderedDict[SetKey, TextEdit] = OrderedDict()
+
+    def get(self, key: SetKey) -> TextEdit | None:
+        """None where the set was not merged yet, or was given up."""
+        if key in self._edits:
+            self._edits.move_to_end(key)
+        return self._edits.get(key)
+
+    def add(self, key: SetKey, edit: TextEdit) -> None:
+        """An edit that alone takes more than the room is not kept."""
+        if edit_bytes(edit) > KEPT_BYTES:
+            return
+        self._edits[key] = edit
+        room = KEPT_BYTES - sum(map(edit_bytes, self._edits.values()))
+        while room < 0:
+            _, gone = self._edits.popitem(last=False)
+            room += edit_bytes(gone)
+
+
+def kept_sets(model: DiffusionModel) -> KeptSets:
+    """Those of the model, for as long as it is loaded."""
+    kept = model.derived.setdefault(KeptSets, KeptSets())
+    assert isinstance(kept, KeptSets)
+    return kept
+
+
+def edit_bytes(edit: TextEdit) -> int:
+    """What its words and changes hold; what several share counts once."""
+    held: list[Tensor] = []
+    for rows in edit.tokens.values():
+        held += [rows.start, rows.learned]
+    for change in edit.sites.values():
+        held += [change.down, change.up] if isinstance(change, LowRankChange) else [change.dense()]
+    return sum({id(each): each.nbytes for each in held}.values())
 
 
 def _solved(model: DiffusionModel, asked: Sequence[Asked]) -> Found:
