@@ -39,8 +39,8 @@ class Presence(Strict):
     concept: Id
     token: str
     state: State = Field(
-        description="present: at least as like the photos as half-way between its anchors; fused: not so, but another "
-        "concept of the picture is, in its place; missing: neither"
+        description="present: at least as like the photos as half-way between its anchors, in a place of its own; "
+        "fused: another concept of the picture is so in its place, and more than it; missing: neither"
     )
     score: float | None = Field(
         description="0: the base model with the class noun, in the same place; 1: the photos among themselves. "
