@@ -14,6 +14,7 @@ from torch import Tensor
 from backend.schemas.executor import Succeeded
 from backend.schemas.generations import GenerateSpec
 from backend.schemas.presence import Frame, Presence, PresenceCheck, WordAttention
+from worker.counted_run import CountedRun
 from worker.drawing import Order
 from worker.ml.evaluation.measures import photo_pixels
 from worker.ml.evaluation.panel import Panel
@@ -24,7 +25,10 @@ from worker.ml.regions import Box
 from worker.ml.run import Run
 from worker.ml.sampling.engine import GenerationUnit, generate, pictures
 from worker.ml.word_positions import subject_words
-from worker.pipe_run import Reporter
+from worker.pipe_run import PHASES, Reporter
+
+DRAWN_A_TRY = 2
+"""The picture, and the base model's to compare it with."""
 
 
 def draw_and_look(model: DiffusionModel, panel: Panel, reporter: Reporter, run: Run) -> Succeeded:
@@ -34,13 +38,16 @@ def draw_and_look(model: DiffusionModel, panel: Panel, reporter: Reporter, run: 
     order = Order(reporter)
     assert order.spec.check is not None
     looker = Looker(model, panel, order.spec.check, order.spec, reporter.job.inputs)
-    for unit in order.units():
-        tries = order.spec.check.retries + 1
+    units, tries = order.units(), order.spec.check.retries + 1
+    counted = CountedRun(run, len(units) * tries * DRAWN_A_TRY)
+    for place, unit in enumerate(units):
+        # Tries that were spared count as made, so that progress never goes back.
+        counted.ended = place * tries * DRAWN_A_TRY
         best: tuple[int, GenerationUnit, NDArray[np.uint8], list[Presence]] | None = None
         for attempt in range(tries):
             tried = replace(unit, seed=seed_of(order.spec, unit.index, attempt))
-            ((_, pixels),) = generate(model, [tried], run)
-            seen = looker.look(pixels, tried, run)
+            ((_, pixels),) = generate(model, [tried], counted)
+            seen = looker.look(pixels, tried, counted)
             there = sum(each.state == "present" for each in seen)
             if best is None or there > best[0]:
                 best = there, tried, pixels, seen
@@ -48,6 +55,8 @@ def draw_and_look(model: DiffusionModel, panel: Panel, reporter: Reporter, run: 
                 break
         assert best is not None
         order.keep(best[1], best[2], best[3])
+    whole = counted.total * order.spec.num_inference_steps
+    reporter.progress(PHASES["images"], whole, whole)
     return order.succeeded()
 
 

@@ -11,18 +11,21 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backend.schemas.bases import JudgesDescription
+from backend.schemas.executor import FromExecutor, Progress, RunJob
 from backend.schemas.generations import GenerateSpec, PinnedWeights
 from backend.schemas.presence import Presence, PresenceCheck
 from backend.schemas.trainings import PinnedConcept, PinnedFile
 from tests.ml.fixtures import model, one_thread, photos, tiny_folder
 from tests.ml.teaching import everything, same, stark, teach
+from worker.ml.evaluation.presence import Seen
 from worker.ml.evaluation.word_attention import Acting
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import ConceptExamples
 from worker.ml.regions import Box
 from worker.ml.run import InProcessRun
 from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate
-from worker.presence import Looker, _told
+from worker.pipe_run import Reporter
+from worker.presence import Looker, _told, draw_and_look
 
 __all__ = ["model", "one_thread", "photos", "tiny_folder"]
 ONE, TWO = (f"01900000-0000-7000-8000-{place:012d}" for place in (1, 2))
@@ -77,6 +80,71 @@ def looked(model: DiffusionModel, photos: list[Path], unit: GenerationUnit) -> l
     run = InProcessRun()
     ((_, pixels),) = generate(model, [unit], run)
     return Looker(model, Colours(), check, spec, inputs).look(pixels, unit, run)
+
+
+def asked(
+    folder: Path,
+    photos: list[Path],
+    weights: Any = None,
+    sent: list[FromExecutor] | None = None,
+    **changes: Any,
+) -> Reporter:
+    """A job of two pictures in which two concepts are looked for, with two retries each."""
+    pinned = [PinnedFile(id=ONE, storage_key=str(i), sha256="0" * 64) for i in range(len(photos))]
+    check = {
+        "judges": {"name": "colours", "hash": "cd" * 32},
+        "concepts": [
+            PinnedConcept(id=key, token=token, class_noun=noun, kind="subject", photos=pinned).model_dump()
+            for key, token, noun in ((ONE, "stark", "dog"), (TWO, "renamed", "cat"))
+        ],
+        "plain_text": "a dog and a cat", "regions": [], "retries": 2,
+    }  # fmt: skip
+    spec = {
+        "prompt": "@stark and @renamed", "text": "a dog and a cat", "negative_prompt": "", "base": "tiny",
+        "base_hash": "0" * 64, "num_images": 2, "seed": 11, "weights": [], "num_inference_steps": 2,
+        "guidance_scale": 5.0, "scheduler": "ddim", "width": 32, "height": 32, "check": check,
+    } | changes  # fmt: skip
+    inputs = {str(i): str(path) for i, path in enumerate(photos)}
+    if weights is not None:
+        weights.save(folder / "weights")
+        inputs["w"] = str(folder / "weights")
+    staging = folder / "staging"
+    staging.mkdir()
+    job = RunJob(
+        job=ONE, fence=1, kind="generate", spec=GenerateSpec.model_validate(spec).model_dump(mode="json"),
+        inputs=inputs, staging=str(staging), checkpoints="", cache="", base_folder="",
+    )  # fmt: skip
+    return Reporter(job, (sent if sent is not None else []).append)
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What the judge says of the pictures that follow, first ones first."""
+    told: list[tuple[str, ...]] = []
+
+    def said(*_: Any) -> list[Seen]:
+        return [Seen(state, 0.5, Box(0, 0, 1, 1)) for state in told.pop(0)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr("worker.presence.look", said)
+    return told
+
+
+def test_progress_goes_on_over_tries(
+    model: DiffusionModel, photos: list[Path], verdicts: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Every try and every picture of the base is a part of the job; tries that are spared count as made."""
+    verdicts += [("present", "missing"), ("present", "present"), ("fused", "missing")]
+    verdicts += [("missing", "present"), ("missing", "missing")]
+    steps: list[tuple[int, int]] = []
+    run = InProcessRun(on_step=lambda _, done, total, __: steps.append((done, total)))
+    sent: list[FromExecutor] = []
+    draw_and_look(model, Colours(), asked(tmp_path, photos, sent=sent), run)
+    assert not verdicts
+    assert {total for _, total in steps} == {2 * 3 * 2 * 2}
+    done = [done for done, _ in steps]
+    assert done == [*range(1, 9), *range(13, 25)]
+    [told] = [each for each in sent if isinstance(each, Progress)]
+    assert (told.phase, told.step, told.total) == ("drawing", 24, 24)
 
 
 def test_each_word_of_the_prompt_is_found(model: DiffusionModel, photos: list[Path], weights: Any) -> None:
