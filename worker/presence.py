@@ -1,4 +1,4 @@
-"""Pictures of a generation are looked at, and drawn again from other seeds until everybody is there."""
+"""Pictures of a generation are looked at, and drawn again from other seeds until nobody is missing."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ DRAWN_A_TRY = 2
 
 
 def draw_and_look(model: DiffusionModel, panel: Panel, reporter: Reporter, run: Run) -> Succeeded:
-    """All pictures of the job that are not drawn yet. Of several tries the one with the most concepts is kept; the
-    first of equals.
+    """All pictures of the job that are not drawn yet. Of several tries the one with the most concepts is kept, of
+    those the first with the fewest missing or fused; of whom nothing can be told, nobody is missing.
     """
     order = Order(reporter)
     assert order.spec.check is not None
@@ -43,15 +43,16 @@ def draw_and_look(model: DiffusionModel, panel: Panel, reporter: Reporter, run: 
     for place, unit in enumerate(units):
         # Tries that were spared count as made, so that progress never goes back.
         counted.ended = place * tries * DRAWN_A_TRY
-        best: tuple[int, GenerationUnit, NDArray[np.uint8], list[Presence]] | None = None
+        best: tuple[tuple[int, int], GenerationUnit, NDArray[np.uint8], list[Presence]] | None = None
         for attempt in range(tries):
             tried = replace(unit, seed=seed_of(order.spec, unit.index, attempt))
             ((_, pixels),) = generate(model, [tried], counted)
             seen = looker.look(pixels, tried, counted)
-            there = sum(each.state == "present" for each in seen)
-            if best is None or there > best[0]:
-                best = there, tried, pixels, seen
-            if there == len(seen):
+            absent = [each.concept for each in seen if each.state in ("missing", "fused")]
+            rank = sum(each.state == "present" for each in seen), -len(absent)
+            if best is None or rank > best[0]:
+                best = rank, tried, pixels, seen
+            if not absent:
                 break
         assert best is not None
         order.keep(best[1], best[2], best[3])

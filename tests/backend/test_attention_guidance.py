@@ -77,3 +77,26 @@ def test_where_words_act_is_shown_on_the_picture(client: TestClient, api: Api, w
         assert "@stark fused" in gallery
         if shown:
             assert 'title="The word of @stark acts in the same place as @rex. "' in gallery
+
+
+def test_what_cannot_be_told_is_said_on_the_picture(client: TestClient, api: Api, workshop: Workshop) -> None:
+    """And nobody reads "all there"; who is missing beside it is named as ever."""
+    concept, _ = api.taught(workshop)
+    frame = {"x": 0, "y": 0, "width": 1, "height": 1}
+    why = "the photos are too different from each other"
+
+    def seen(state: str, score: float | None) -> Presence:
+        told = {"concept": concept["id"], "token": "stark", "state": state, "score": score, "box": frame}
+        return Presence.model_validate(told)
+
+    api.generate("@stark and @stark", num_images=1)
+    [image] = workshop.draw([seen("unknown", None), seen("present", 0.8)])
+    assert client.get(f"/api/v1/images/{image}").json()["recipe"]["presence"][0]["state"] == "unknown"
+    page, gallery = client.get(f"/images/{image}").text, client.get("/gallery").text
+    assert f"@stark cannot be told: {why}" in page
+    assert "@stark cannot be told</span>" in gallery
+    assert f'title="Whether @stark is there cannot be told: {why}. "' in gallery
+    assert "all there" not in gallery
+    api.generate("@stark and @stark", num_images=1)
+    workshop.draw([seen("unknown", None), seen("missing", 0.1)])
+    assert "@stark cannot be told, @stark missing</span>" in client.get("/gallery").text

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backend.schemas.bases import JudgesDescription
-from backend.schemas.executor import FromExecutor, Progress, RunJob
+from backend.schemas.executor import FromExecutor, ImageDone, Progress, RunJob
 from backend.schemas.generations import GenerateSpec, PinnedWeights
 from backend.schemas.presence import Presence, PresenceCheck
 from backend.schemas.trainings import PinnedConcept, PinnedFile
@@ -145,6 +145,37 @@ def test_progress_goes_on_over_tries(
     assert done == [*range(1, 9), *range(13, 25)]
     [told] = [each for each in sent if isinstance(each, Progress)]
     assert (told.phase, told.step, told.total) == ("drawing", 24, 24)
+
+
+def test_what_cannot_be_told_costs_no_retries(
+    model: DiffusionModel, photos: list[Path], verdicts: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Other seeds are tried for who is missing beside it alone. Of equals that with fewer missing is kept."""
+    verdicts += [("unknown", "unknown")]
+    verdicts += [("unknown", "missing"), ("fused", "missing"), ("unknown", "present")]
+    sent: list[FromExecutor] = []
+    draw_and_look(model, Colours(), asked(tmp_path, photos, sent=sent), InProcessRun())
+    assert not verdicts
+    kept = [each for each in sent if isinstance(each, ImageDone)]
+    assert [[seen.state for seen in each.presence] for each in kept] == [
+        ["unknown"] * 2,
+        ["unknown", "present"],
+    ]
+    verdicts += [
+        ("present", "missing"),
+        ("present", "unknown"),
+        ("missing", "unknown"),
+        ("unknown", "unknown"),
+    ]
+    sent.clear()
+    again = tmp_path / "again"
+    again.mkdir()
+    draw_and_look(model, Colours(), asked(again, photos, sent=sent), InProcessRun())
+    kept = [each for each in sent if isinstance(each, ImageDone)]
+    assert [[seen.state for seen in each.presence] for each in kept] == [
+        ["present", "unknown"],
+        ["unknown"] * 2,
+    ]
 
 
 def test_each_word_of_the_prompt_is_found(model: DiffusionModel, photos: list[Path], weights: Any) -> None:

@@ -129,7 +129,25 @@ def test_the_scale_has_the_base_at_zero_and_the_photos_at_one() -> None:
 
 def test_anchors_that_do_not_differ_say_nothing() -> None:
     [seen] = look(Colours(), painted(RED, RED), painted(RED, RED), [Sought(photos(RED), (LEFT,))])
-    assert (seen.state, seen.score) == ("missing", None)
+    assert (seen.state, seen.score) == ("unknown", None)
+
+
+def test_photos_too_different_from_each_other_say_nothing() -> None:
+    """Among themselves they are no more alike than the base's own picture is to them. Others are told as before."""
+    apart = Sought(normalize(torch.tensor([RED, GREEN]), dim=1))
+    picture = painted(GREY, RED)
+    for sought in (apart, Sought(apart.photos, (LEFT,)), Sought(apart.photos, (LEFT, RIGHT))):
+        one, other = look(Colours(), picture, painted(GREY, GREY), [sought, Sought(photos(RED))])
+        assert (one.state, one.score, other.state) == ("unknown", None, "present")
+        assert one.box in (sought.boxes or windows())
+
+
+def test_a_concept_in_two_regions_that_is_missing_in_one_is_missing() -> None:
+    """Whatever cannot be told of the other."""
+    both = Sought(photos(RED), (LEFT, RIGHT))
+    for colour, state in ((GREY, "missing"), (RED, "unknown")):
+        [seen] = look(Colours(), painted(RED, colour), painted(RED, GREY), [both])
+        assert seen.state == state
 
 
 def test_crops_are_never_empty_and_windows_lie_in_the_picture() -> None:

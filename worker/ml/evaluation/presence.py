@@ -12,6 +12,9 @@ concept as like the base's own of the class. Concepts without regions are there 
 and from the regions of those that are there (`worker.ml.evaluation.places`): one fused animal is not two, but the
 concept that it is more like; who has no other window is fused. Below ``PRESENT`` a concept is fused where another
 concept of the picture reaches it in that place, else missing.
+
+Where photos vary so much that the base's picture is as much like them as they are like each other, there is no scale,
+and whatever is drawn says nothing: it is unknown whether the concept is there.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from worker.ml.evaluation.protocol import Scale
 from worker.ml.regions import Box
 
 PRESENT = 0.5
+_PRECEDENCE = {"unknown": 1, "present": 2}
+"""Of a concept in several regions the state counts that comes first; before these it is missing or fused."""
 SIDES = (0.5, 0.75, 1.0)
 """Sides of the windows, in shares of the picture's."""
 STRIDE = 0.125
@@ -46,9 +51,9 @@ class Sought:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found of one concept. ``score`` is None where the anchors do not differ."""
+    """What was found of one concept. ``score`` is None where the anchors leave no scale, and the state unknown."""
 
-    state: Literal["present", "fused", "missing"]
+    state: Literal["present", "fused", "missing", "unknown"]
     score: float | None
     box: Box
 
@@ -87,7 +92,7 @@ def look(panel: Panel, pixels: Tensor, base: Tensor, sought: Sequence[Sought]) -
     for index, one in enumerate(sought):
         if one.boxes:
             seen = [view.in_box(box, one.photos, _rivals(sought, index)) for box in one.boxes]
-            found[index] = min(seen, key=lambda each: (each.state == "present", each.score or 0.0))
+            found[index] = min(seen, key=lambda each: (_PRECEDENCE.get(each.state, 0), each.score or 0.0))
     taken = [box for index, seen in found.items() if seen.state == "present" for box in sought[index].boxes]
     free = [index for index, one in enumerate(sought) if not one.boxes]
     found |= zip(free, view.anywhere(sought, free, taken), strict=True)
@@ -106,8 +111,10 @@ class _View:
 
     def in_box(self, box: Box, photos: Tensor, rivals: Sequence[Tensor]) -> Seen:
         _, scores = self.scores((box,), photos)
-        score = None if scores is None else float(scores[0])
-        if score is not None and score >= PRESENT:
+        if scores is None:
+            return Seen("unknown", None, box)
+        score = float(scores[0])
+        if score >= PRESENT:
             return Seen("present", score, box)
         return Seen("fused" if self._anybody(box, rivals) else "missing", score, box)
 
@@ -125,12 +132,14 @@ class _View:
         given = assigned(above, apart(everywhere, everywhere))
         found = []
         for index, (best, own), at in zip(free, scores, given, strict=True):
-            if own is not None and at is not None:
+            box = everywhere[best]
+            if own is None:
+                found.append(Seen("unknown", None, box))
+            elif at is not None:
                 found.append(Seen("present", float(own[at]), everywhere[at]))
-                continue
-            score, box = None if own is None else float(own[best]), everywhere[best]
-            fused = (score is not None and score >= PRESENT) or self._anybody(box, _rivals(sought, index))
-            found.append(Seen("fused" if fused else "missing", score, box))
+            else:
+                fused = own[best] >= PRESENT or self._anybody(box, _rivals(sought, index))
+                found.append(Seen("fused" if fused else "missing", float(own[best]), box))
         return found
 
     def _anybody(self, box: Box, photos: Sequence[Tensor]) -> bool:
@@ -139,7 +148,7 @@ class _View:
         return any(score is not None and score[0] >= PRESENT for score in scores)
 
     def scores(self, boxes: Sequence[Box], photos: Tensor) -> tuple[int, NDArray[np.float64] | None]:
-        """The box that is most like the photos, and what each reaches [boxes]: None where the anchors do not differ."""
+        """The box that is most like the photos, and what each reaches [boxes]: None where there is no scale."""
         raw = likeness(self.panel, self.pixels, boxes, photos)
         zero = float(likeness(self.panel, self.base, boxes, photos).max())
         products, count = photos.double() @ photos.double().T, len(photos)
