@@ -66,3 +66,7 @@ class PresenceCheck(Strict):
     retries: int = Field(
         ge=0, description="other seeds that are tried until nobody is missing or fused, for each picture"
     )
+    guidance_of_missing: float = Field(
+        default=0.0,
+        description="attention guidance, in tries after a failed one, to concepts that were missing or fused; 0: off",
+    )

@@ -29,7 +29,8 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size", "regions", "base_share", "attention_guidance", "check", "retry_until_present",
+    "size", "regions", "base_share", "attention_guidance", "attention_concepts", "check", "retry_until_present",
+    "guide_missing",
 )  # fmt: skip
 REGION = ("x", "y", "width", "height", "prompt", "weights")
 RESULTS = 8
@@ -89,6 +90,8 @@ def _from_request(request: dict[str, Any]) -> dict[str, str]:
     if regions := request.get("regions"):
         drawn = [{name: region[name] for name in REGION if region.get(name)} for region in regions]
         values["regions"] = json.dumps([{"x": 0, "y": 0, **region} for region in drawn])
+    if attended := request.get("attention_concepts"):
+        values["attention_concepts"] = " ".join(attended)
     if request.get("width") and request.get("height"):
         values["size"] = f"{request['width']}x{request['height']}"
     return values
@@ -132,6 +135,9 @@ def _wanted(form: Form, gates: list[GateField]) -> dict[str, Any]:
     named = prompts.tokens(f"{wanted['prompt']} {drawn}")  # of the boxes too, whatever else their JSON says
     if weights := gate_fields.chosen(form, gates, named):
         wanted["weights"] = weights
+    if attended := wanted.pop("attention_concepts", ""):
+        # Without guidance there is nobody for whom it could be meant.
+        wanted |= {"attention_concepts": attended.split()} if "attention_guidance" in wanted else {}
     width, cross, height = text(form, "size").partition("x")
     return wanted | ({"width": width, "height": height} if cross else {})
 
@@ -167,6 +173,7 @@ def _page(
             completions=completions,
             gates=gates,
             gates_given=any(values.get(field.name(part)) for field in gates for part in gate_fields.PARTS),
+            attended=[one.token for one in known_concepts if one.id in values["attention_concepts"].split()],
             example=example.replace("{}", taught),
             results=_results(session, owner, first),
         )

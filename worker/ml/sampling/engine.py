@@ -39,7 +39,7 @@ class RegionUnit:
 class GenerationUnit:
     """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels.
     ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``. ``attention_guidance`` in
-    steps of the paper, 0 for none.
+    steps of the paper, 0 for none; to the subjects ``attended`` by the tokens in the text, None for all.
     """
 
     index: int
@@ -55,6 +55,7 @@ class GenerationUnit:
     regions: tuple[RegionUnit, ...] = ()
     share: BaseShare = USUAL_SHARE
     attention_guidance: float = 0.0
+    attended: tuple[str, ...] | None = None
 
 
 def generate(
@@ -130,4 +131,6 @@ def _attention(model: DiffusionModel, unit: GenerationUnit, prompt: Prompt) -> A
     if unit.attention_guidance <= 0.0:
         return None
     taught = [each for weights, _ in unit.weights for each in weights.manifest.tokens]
-    return AttentionGuidance(unit.attention_guidance, tuple(subject_words(model, prompt, taught).values()))
+    words = subject_words(model, prompt, taught)
+    attended = words if unit.attended is None else [token for token in words if token in unit.attended]
+    return AttentionGuidance(unit.attention_guidance, tuple(words[token] for token in attended))
