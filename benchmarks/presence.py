@@ -4,8 +4,8 @@ Crops are the narrowest windows of `worker.ml.evaluation.presence`; a thing is w
 is there where a crop is read as its noun among all nouns of the base, with a chance of `READ` at least. A *subject* is
 there where a crop lies nearer to true photos of it, put side by side with another subject's, than to what the base
 draws of its class: on a scale whose 0 is the mean best crop of the base's own pictures of the nouns and whose 1 is that
-of true photos side by side, half way. All are there when each is, at places of their own: crops at least `APART` of the
-side away from each other, so that one chimera does not count twice.
+of true photos side by side, half way. All are there when each is, at places of their own, so that
+one chimera does not count twice (`worker.ml.evaluation.places`).
 
 A subject in a *style* is looked for in whole pictures (`styled`).
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from worker.ml.evaluation.panel import Panel
+from worker.ml.evaluation.places import assigned, far_apart, middles_of
 from worker.ml.evaluation.presence import SIDES, crop, windows
 from worker.ml.training.captions import with_article
 
-APART = 0.22
 NARROW = min(SIDES)
 HALF = 0.5
 READ = 0.25
@@ -51,8 +51,7 @@ def crops(pixels: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
         interpolate(torch.cat([crop(one, box) for one in pixels]), size=(side, side), mode="bilinear")
         for box in boxes
     ]
-    middles = np.array([(box.x + box.width / 2, box.y + box.height / 2) for box in boxes])
-    return torch.stack(cut, dim=1), middles
+    return torch.stack(cut, dim=1), middles_of(boxes)
 
 
 def class_scores(panel: Panel, pixels: Tensor, nouns: Sequence[str], wanted: Sequence[str]) -> Scores:
@@ -102,22 +101,9 @@ def verdict(scores: Scores, thresholds: Sequence[float], middles: NDArray[np.flo
     """From scores [n, crops, k]; a thing is there where its best crop reaches its threshold."""
     bounds = np.asarray(thresholds)
     each = scores.max(axis=1) >= bounds
-    apart = np.linalg.norm(middles[:, None] - middles[None], axis=-1) >= APART
-    together = np.array([_assigned(picture - bounds, apart) for picture in scores])
+    apart = far_apart(middles, middles)
+    together = np.array([None not in assigned(picture - bounds, apart) for picture in scores])
     return Verdict(each, each.all(axis=1) & together)
-
-
-def _assigned(above: NDArray[np.float32], apart: NDArray[np.bool_]) -> bool:
-    """Whether there are crops, one for each thing and pairwise apart, that all reach their thresholds."""
-    candidates = [np.flatnonzero(above[:, thing] >= 0) for thing in range(above.shape[1])]
-
-    def placed(chosen: tuple[int, ...]) -> bool:
-        if len(chosen) == len(candidates):
-            return True
-        fitting = (at for at in candidates[len(chosen)] if all(apart[at, other] for other in chosen))
-        return any(placed((*chosen, int(at))) for at in fitting)
-
-    return placed(())
 
 
 def styled(

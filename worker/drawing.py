@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.schemas.executor import Succeeded
-from backend.schemas.generations import ActingWeights, GenerateSpec
+from backend.schemas.generations import ActingWeights, GenerateSpec, GuidedAttention
 from backend.schemas.presence import Presence
 from worker import device
 from worker.executor import Ended, JobStopped
@@ -26,7 +26,7 @@ from worker.ml.run import Run
 from worker.ml.sampling.engine import GenerationUnit, RegionUnit, Weighed, draw, generate, pictures
 from worker.ml.sampling.latents import ConditioningCache, Picture
 from worker.pipe_run import PHASES, Reporter
-from worker.recipes import acting, image_recipe, png_chunks
+from worker.recipes import acting, image_recipe, png_chunks, taught_tokens
 
 
 def draw_alone(model: DiffusionModel, reporter: Reporter, run: Run) -> Succeeded:
@@ -95,6 +95,10 @@ class Order:
             for each in (layout.regions if layout else ())
         )
         share = BaseShare(layout.base_share, layout.late_base_share) if layout else USUAL_SHARE
+        attended = None
+        if spec.attention_concepts:
+            words = taught_tokens(spec)
+            attended = tuple(words[one] for one in spec.attention_concepts if one in words)
         return [
             GenerationUnit(
                 index=index,
@@ -111,6 +115,7 @@ class Order:
                 share=share,
                 attention_guidance=spec.attention_guidance,
                 apart=layout is not None and layout.passes == "each",
+                attended=attended,
             )
             for index in range(spec.num_images)
             if index not in self.reporter.drawn
@@ -122,13 +127,17 @@ class Order:
         self.pictures = pictures(model, self.wanted, cache)
 
     def keep(
-        self, unit: GenerationUnit, pixels: NDArray[np.uint8], presence: Sequence[Presence] = ()
+        self,
+        unit: GenerationUnit,
+        pixels: NDArray[np.uint8],
+        presence: Sequence[Presence] = (),
+        attention: GuidedAttention | None = None,
     ) -> None:
-        """Write and tell a finished picture. Raises OSError."""
+        """Write and tell a finished picture; ``attention`` where it is not what the spec says. Raises OSError."""
         file = self.reporter.staging / f"image-{unit.index}.png"
-        recipe = image_recipe(self.spec, unit.index, unit.seed, presence)
+        recipe = image_recipe(self.spec, unit.index, unit.seed, presence, attention)
         Image.fromarray(pixels).save(file, pnginfo=png_chunks(recipe))
-        self.reporter.image(unit.index, unit.seed, file, presence)
+        self.reporter.image(unit.index, unit.seed, file, presence, attention)
 
     def succeeded(self) -> Succeeded:
         return Succeeded(**self.reporter.tag, files={}, report={}, peak_memory_bytes=device.peak_bytes())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from backend.schemas.executor import FromExecutor, ImageDone, Loss, Note, Progress, RunJob
+from backend.schemas.generations import GuidedAttention
 from backend.schemas.presence import Presence
 
 REPORT_S = 0.25
@@ -108,7 +109,23 @@ class Reporter:
         """A sentence for the job's page."""
         self.send(Note(**self.tag, code=code, message=message))
 
-    def image(self, index: int, seed: int, file: Path, presence: Sequence[Presence] = ()) -> None:
-        """A picture stands in staging; it is not drawn again."""
+    def image(
+        self,
+        index: int,
+        seed: int,
+        file: Path,
+        presence: Sequence[Presence] = (),
+        attention: GuidedAttention | None = None,
+    ) -> None:
+        """A picture stands in staging; it is not drawn again. ``attention`` where it is not what the spec says."""
         self.drawn.add(index)
-        self.send(ImageDone(**self.tag, index=index, seed=seed, file=file.name, presence=list(presence)))
+        self.send(
+            ImageDone(
+                **self.tag,
+                index=index,
+                seed=seed,
+                file=file.name,
+                presence=list(presence),
+                attention=attention,
+            )
+        )

@@ -1,8 +1,8 @@
-"""Pictures of a generation are looked at, and drawn again from other seeds until everybody is there."""
+"""Pictures of a generation are looked at, and drawn again from other seeds until nobody is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.schemas.executor import Succeeded
-from backend.schemas.generations import GenerateSpec
+from backend.schemas.generations import GenerateSpec, GuidedAttention
 from backend.schemas.presence import Frame, Presence, PresenceCheck, WordAttention
+from worker.counted_run import CountedRun
 from worker.drawing import Order
 from worker.ml.evaluation.measures import photo_pixels
 from worker.ml.evaluation.panel import Panel
@@ -23,31 +24,51 @@ from worker.ml.families import DiffusionModel
 from worker.ml.regions import Box
 from worker.ml.run import Run
 from worker.ml.sampling.engine import GenerationUnit, generate, pictures
-from worker.ml.word_positions import subject_words
-from worker.pipe_run import Reporter
+from worker.ml.sampling.latents import Picture
+from worker.ml.word_positions import Word, subject_words
+from worker.pipe_run import PHASES, Reporter
+from worker.recipes import taught_tokens
+
+DRAWN_A_TRY = 2
+"""The picture, and the base model's to compare it with."""
+
+
+Try = tuple[GenerationUnit, NDArray[np.uint8], list[Presence], GuidedAttention | None]
 
 
 def draw_and_look(model: DiffusionModel, panel: Panel, reporter: Reporter, run: Run) -> Succeeded:
-    """All pictures of the job that are not drawn yet. Of several tries the one with the most concepts is kept; the
-    first of equals.
+    """All pictures of the job that are not drawn yet. Of several tries the one with the most concepts is kept, of
+    those the first with the fewest missing or fused; of whom nothing can be told, nobody is missing. Tries
+    after the first are guided to everybody who was missing or fused before, where the check asks for it.
     """
     order = Order(reporter)
     assert order.spec.check is not None
     looker = Looker(model, panel, order.spec.check, order.spec, reporter.job.inputs)
-    for unit in order.units():
-        tries = order.spec.check.retries + 1
-        best: tuple[int, GenerationUnit, NDArray[np.uint8], list[Presence]] | None = None
+    units, tries = order.units(), order.spec.check.retries + 1
+    counted = CountedRun(run, len(units) * tries * DRAWN_A_TRY)
+    for place, unit in enumerate(units):
+        # Tries that were spared count as made, so that progress never goes back.
+        counted.ended = place * tries * DRAWN_A_TRY
+        best: tuple[tuple[int, int], Try] | None = None
+        lost: dict[str, None] = {}
         for attempt in range(tries):
-            tried = replace(unit, seed=seed_of(order.spec, unit.index, attempt))
-            ((_, pixels),) = generate(model, [tried], run)
-            seen = looker.look(pixels, tried, run)
-            there = sum(each.state == "present" for each in seen)
-            if best is None or there > best[0]:
-                best = there, tried, pixels, seen
-            if there == len(seen):
+            tried, attention = replace(unit, seed=seed_of(order.spec, unit.index, attempt)), None
+            if guided := looker.to_guide(unit, lost):
+                attention = GuidedAttention(scale=order.spec.check.guidance_of_missing, concepts=list(guided))
+                tried = replace(tried, attention_guidance=attention.scale, attended=tuple(guided.values()))
+            ((_, pixels),) = generate(model, [tried], counted)
+            seen = looker.look(pixels, tried, counted)
+            absent = [each.concept for each in seen if each.state in ("missing", "fused")]
+            rank = sum(each.state == "present" for each in seen), -len(absent)
+            if best is None or rank > best[0]:
+                best = rank, (tried, pixels, seen, attention)
+            if not absent:
                 break
+            lost |= dict.fromkeys(absent)
         assert best is not None
-        order.keep(best[1], best[2], best[3])
+        order.keep(*best[1])
+    whole = counted.total * order.spec.num_inference_steps
+    reporter.progress(PHASES["images"], whole, whole)
     return order.succeeded()
 
 
@@ -68,11 +89,7 @@ class Looker:
         inputs: Mapping[str, str],
     ) -> None:
         self._model, self._panel, self._check = model, panel, check
-        self._words = {
-            concept: token
-            for used in spec.weights
-            for concept, token in zip(used.concepts, used.tokens, strict=True)
-        }
+        self._words = taught_tokens(spec)
         side = model.description.resolution
         boxes = [
             Box(each.x, each.y, each.width, each.height)
@@ -99,15 +116,27 @@ class Looker:
             for concept, seen in zip(self._check.concepts, found, strict=True)
         ]  # fmt: skip
 
+    def to_guide(self, unit: GenerationUnit, concepts: Collection[str]) -> dict[str, str]:
+        """{concept: token in the text} of those to whom attention is to be guided in ``unit``: nobody unless that was
+        asked, and nobody whose word is not in its prompt.
+        """
+        if not concepts or not self._check.guidance_of_missing or unit.regions:
+            return {}
+        _, words = self._words_of(unit)
+        return {one: self._words[one] for one in concepts if self._words.get(one) in words}
+
+    def _words_of(self, unit: GenerationUnit) -> tuple[Picture, dict[str, Word]]:
+        (picture,) = pictures(self._model, [replace(unit, attention_guidance=0.0)])
+        taught = [each for weights, _ in unit.weights for each in weights.manifest.tokens]
+        return picture, subject_words(self._model, picture.prompt, taught)
+
     def _attention(self, pixels: NDArray[np.uint8], unit: GenerationUnit) -> dict[str, WordAttention]:
         """{concept: where its word acts}, of those that the picture's own prompt names. In a picture with regions words
         act where their boxes are.
         """
         if unit.regions:
             return {}
-        (picture,) = pictures(self._model, [replace(unit, attention_guidance=0.0)])
-        taught = [each for weights, _ in unit.weights for each in weights.manifest.tokens]
-        words = subject_words(self._model, picture.prompt, taught)
+        picture, words = self._words_of(unit)
         named = [one for one in self._check.concepts if self._words.get(one.id) in words]
         if not named:
             return {}

@@ -25,7 +25,7 @@ from backend.services import publishing
 from backend.services.publishing import NewImage, NewWeights
 from backend.storage import Storage, Stored
 from worker.attempt import Attempt
-from worker.recipes import image_recipe
+from worker.recipes import published_recipe
 from worker.verification import (
     OutputInvalid,
     verified_merge,
@@ -61,8 +61,7 @@ class Publication:
         spec = GenerateSpec.model_validate(attempt.spec)
         path = _inside(attempt.staging, done.file)
         thumbnail = verified_picture(path, (spec.width, spec.height))
-        seed = done.seed if spec.check is not None else None
-        recipe = image_recipe(spec, done.index, seed, done.presence)
+        recipe = published_recipe(spec, done)
         new = NewImage(done.index, recipe, self._storage.adopt(path), self._storage.put(thumbnail))
         fp("publish.after_rename")
         return self._settle(

@@ -6,7 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from backend.schemas.generations import SCHEDULERS, ActingWeights, GenerateSpec, ImageRecipe, PinnedRegion
+from backend.schemas.executor import ImageDone
+from backend.schemas.generations import (
+    SCHEDULERS,
+    ActingWeights,
+    GenerateSpec,
+    GuidedAttention,
+    ImageRecipe,
+    PinnedRegion,
+)
 from backend.schemas.presence import Presence
 from backend.schemas.version import VERSION
 
@@ -15,18 +23,48 @@ if TYPE_CHECKING:
 
 
 def image_recipe(
-    spec: GenerateSpec, index: int, seed: int | None = None, presence: Sequence[Presence] = ()
+    spec: GenerateSpec,
+    index: int,
+    seed: int | None = None,
+    presence: Sequence[Presence] = (),
+    attention: GuidedAttention | None = None,
 ) -> ImageRecipe:
-    """All that draws image ``index`` of the job again. ``seed`` is another one where the picture was tried again."""
+    """All that draws image ``index`` of the job again. ``seed`` and ``attention`` are others than the spec's where the
+    picture was tried again.
+    """
+    scale, attended = spec.attention_guidance, spec.attention_concepts
+    if attention is not None:
+        scale, attended = attention.scale, attention.concepts
     return ImageRecipe(
         prompt=spec.prompt, text=spec.text, negative_prompt=spec.negative_prompt, base=spec.base,
         base_hash=spec.base_hash,
         weights=spec.layout.whole if spec.layout else acting(spec),
         seed=(spec.seed + index) % 2**32 if seed is None else seed, presence=list(presence),
-        num_inference_steps=spec.num_inference_steps, attention_guidance=spec.attention_guidance,
+        num_inference_steps=spec.num_inference_steps, attention_guidance=scale, attention_concepts=attended,
         guidance_scale=spec.guidance_scale, scheduler=spec.scheduler, width=spec.width, height=spec.height,
         code_version=VERSION, **_regions(spec),
     )  # fmt: skip
+
+
+def published_recipe(spec: GenerateSpec, done: ImageDone) -> ImageRecipe:
+    """Of a picture that an executor drew, which chooses no more than the spec leaves to it."""
+    check = spec.check
+    return image_recipe(
+        spec,
+        done.index,
+        done.seed if check is not None else None,
+        done.presence,
+        done.attention if check is not None and check.guidance_of_missing else None,
+    )
+
+
+def taught_tokens(spec: GenerateSpec) -> dict[str, str]:
+    """{concept: token in the encoder's text}."""
+    return {
+        concept: token
+        for used in spec.weights
+        for concept, token in zip(used.concepts, used.tokens, strict=True)
+    }
 
 
 def acting(spec: GenerateSpec) -> list[ActingWeights]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from backend.schemas.bases import BaseDescription
+from backend.schemas.generations import GuidedAttention
 from backend.schemas.jobs import WorkSpent
 from backend.schemas.presence import Presence
 from backend.schemas.strict import Strict
@@ -135,6 +136,7 @@ class ImageDone(Unit):
     seed: int
     file: str
     presence: list[Presence] = Field(default_factory=list)
+    attention: GuidedAttention | None = Field(default=None, description="where it is not what the spec says")
 
 
 class Succeeded(Unit):

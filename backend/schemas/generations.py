@@ -92,10 +92,19 @@ class GenerationCreate(Strict):
         description="move the picture, early on, to where each of its concepts is read; 0: off, 1: the paper's step "
         "(Attend-and-Excite)",
     )
+    attention_concepts: Annotated[list[Id], Field(max_length=32)] = Field(
+        default_factory=list,
+        description="to which subjects of the prompt `attention_guidance` moves the picture; none: to all",
+    )
     check: bool = Field(default=False, description="look at every picture: is each of its concepts there?")
     retry_until_present: Annotated[int, Field(ge=0, le=8)] = Field(
         default=0,
         description="other seeds to try until all are there, at most so many a picture; needs `check`",
+    )
+    guide_missing: bool = Field(
+        default=False,
+        description="guide attention, in the tries after a failed one, to the concepts that were missing or fused; "
+        "needs `retry_until_present`",
     )
 
 
@@ -136,6 +145,13 @@ class Layout(Strict):
     passes: RegionPasses = "one"
 
 
+class GuidedAttention(Strict):
+    """How attention was guided in a picture that another try drew than the first: to ``concepts`` alone."""
+
+    scale: float
+    concepts: Annotated[list[Id], Field(min_length=1)]
+
+
 class GenerateSpec(Strict):
     """Spec of a ``generate`` job. Image ``i`` draws with seed ``(seed + i) mod 2**32``. All ``weights`` act on
     ``text`` where there is no ``layout``.
@@ -156,6 +172,7 @@ class GenerateSpec(Strict):
     width: int
     height: int
     attention_guidance: float = 0.0
+    attention_concepts: list[Id] = Field(default_factory=list, description="none: all subjects")
     layout: Layout | None = None
     check: PresenceCheck | None = None
 
@@ -183,6 +200,9 @@ class ImageRecipe(Strict):
     late_base_share: float | None = None
     region_passes: RegionPasses = "one"
     attention_guidance: float = 0.0
+    attention_concepts: list[Id] = Field(
+        default_factory=list, description="to which subjects attention was guided; none: to all"
+    )
     presence: list[Presence] = Field(default_factory=list, description="who is there, where that was asked")
 
 

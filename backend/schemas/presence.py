@@ -10,7 +10,7 @@ from backend.schemas.bases import JudgesDescription
 from backend.schemas.strict import Id, Strict
 from backend.schemas.trainings import PinnedConcept
 
-State = Literal["present", "fused", "missing"]
+State = Literal["present", "fused", "missing", "unknown"]
 
 
 class Frame(Strict):
@@ -39,12 +39,13 @@ class Presence(Strict):
     concept: Id
     token: str
     state: State = Field(
-        description="present: at least as like the photos as half-way between its anchors; fused: not so, but another "
-        "concept of the picture is, in its place; missing: neither"
+        description="present: at least as like the photos as half-way between its anchors, in a place of its own; "
+        "fused: another concept of the picture is so in its place, and more than it; missing: neither; "
+        "unknown: it cannot be told, because the photos are no more like each other than the base model's picture is"
     )
     score: float | None = Field(
         description="0: the base model with the class noun, in the same place; 1: the photos among themselves. "
-        "Null where the anchors do not differ"
+        "Null where it is unknown"
     )
     box: Frame = Field(description="where it was looked at: its region, or where it is most to be seen")
     attention: WordAttention | None = Field(
@@ -62,4 +63,10 @@ class PresenceCheck(Strict):
     concepts: Annotated[list[PinnedConcept], Field(min_length=1)]
     plain_text: str
     regions: list[list[Id]]
-    retries: int = Field(ge=0, description="other seeds that are tried until all are there, for each picture")
+    retries: int = Field(
+        ge=0, description="other seeds that are tried until nobody is missing or fused, for each picture"
+    )
+    guidance_of_missing: float = Field(
+        default=0.0,
+        description="attention guidance, in tries after a failed one, to concepts that were missing or fused; 0: off",
+    )

@@ -159,6 +159,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         width=width,
         height=height,
         attention_guidance=body.attention_guidance,
+        attention_concepts=body.attention_concepts,
         layout=layout,
         check=presence.pinned(
             session,

@@ -13,7 +13,10 @@ from backend.schemas.bases import BaseModelInfo
 from backend.schemas.generations import GenerationCreate
 from backend.schemas.presence import PresenceCheck
 from backend.schemas.trainings import PinnedConcept
-from backend.services import photos
+from backend.services import attention_guidance, photos
+
+GUIDANCE_OF_MISSING = 3.0
+"""Where a generation names no other: the least with which a missing subject came back (docs/methods.md)."""
 
 
 def pinned(
@@ -34,7 +37,9 @@ def pinned(
             raise Invalid.at(
                 "/retry_until_present", "Only pictures that are looked at can be tried again: set `check`."
             )
+        _require_tries(body)
         return None
+    _require_tries(body)
     if base.judges is None:
         raise Invalid.at(
             "/check",
@@ -59,7 +64,20 @@ def pinned(
         plain_text=plain_text,
         regions=[[rows[name].id for name in area if name in rows] for area in areas],
         retries=body.retry_until_present,
+        guidance_of_missing=(body.attention_guidance or GUIDANCE_OF_MISSING) if body.guide_missing else 0.0,
     )
+
+
+def _require_tries(body: GenerationCreate) -> None:
+    if not body.guide_missing:
+        return
+    if not body.retry_until_present:
+        raise Invalid.at(
+            "/guide_missing",
+            "Attention is guided to missing ones in further tries: set `retry_until_present` and `check`.",
+        )
+    if body.regions:
+        raise Invalid.at("/guide_missing", attention_guidance.WITH_BOXES, code="attention-with-boxes")
 
 
 def _concept(session: Session, row: Concept) -> PinnedConcept:

@@ -30,10 +30,10 @@ from frontend.rendering import PageRoute, render, see
 router = APIRouter(route_class=PageRoute)
 FIELDS = (
     "prompt", "negative_prompt", "base", "num_images", "seed", "num_inference_steps", "guidance_scale", "scheduler",
-    "size", "regions", "region_passes", "base_share", "late_base_share", "attention_guidance", "check",
-    "retry_until_present",
+    "size", "regions", "region_passes", "base_share", "late_base_share", "attention_guidance", "attention_concepts",
+    "check", "retry_until_present", "guide_missing",
 )  # fmt: skip
-AS_TYPED = tuple(name for name in FIELDS if name not in ("size", "regions"))
+AS_TYPED = tuple(name for name in FIELDS if name not in ("size", "regions", "attention_concepts"))
 """Fields that stand in the request under the same name."""
 EDGES = ("x", "y", "width", "height")
 REGION = (*EDGES, "prompt", "weights")
@@ -102,6 +102,8 @@ def _from_request(request: dict[str, Any]) -> dict[str, str]:
             del values["region_passes"]  # boxes that are moved get what they need then
     else:
         values.pop("region_passes", None)
+    if attended := request.get("attention_concepts"):
+        values["attention_concepts"] = " ".join(attended)
     if request.get("width") and request.get("height"):
         values["size"] = f"{request['width']}x{request['height']}"
     return values
@@ -145,6 +147,9 @@ def _wanted(form: Form, gates: list[GateField]) -> dict[str, Any]:
     named = prompts.tokens(f"{wanted['prompt']} {drawn}")  # of the boxes too, whatever else their JSON says
     if weights := gate_fields.chosen(form, gates, named):
         wanted["weights"] = weights
+    if attended := wanted.pop("attention_concepts", ""):
+        # Without guidance there is nobody for whom it could be meant.
+        wanted |= {"attention_concepts": attended.split()} if "attention_guidance" in wanted else {}
     width, cross, height = text(form, "size").partition("x")
     return wanted | ({"width": width, "height": height} if cross else {})
 
@@ -180,6 +185,7 @@ def _page(
             completions=completions,
             gates=gates,
             gates_given=any(values.get(field.name(part)) for field in gates for part in gate_fields.PARTS),
+            attended=[one.token for one in known_concepts if one.id in values["attention_concepts"].split()],
             example=example.replace("{}", taught),
             results=_results(session, owner, first),
         )

@@ -20,7 +20,7 @@ router = APIRouter(route_class=PageRoute)
 VARIATIONS = 4
 REPEATED = (
     "prompt", "negative_prompt", "base", "weights", "num_inference_steps", "guidance_scale", "scheduler", "width",
-    "height", "base_share", "late_base_share", "region_passes", "attention_guidance",
+    "height", "base_share", "late_base_share", "region_passes", "attention_guidance", "attention_concepts",
 )  # fmt: skip
 
 

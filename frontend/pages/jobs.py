@@ -89,6 +89,7 @@ def _tokens(concepts: list[dict[str, Any]]) -> str:
 _TOLD: dict[str, Callable[[Any], tuple[str, str]]] = {
     "layout": lambda value: ("Boxes", str(len(value["regions"])) if value else ""),
     "check": lambda value: ("Looks for", _tokens(value["concepts"]) if value else "nobody"),
+    "attention_concepts": lambda value: ("Attention to", f"{len(value)} of its concepts" if value else ""),
     "calibration": lambda value: ("Scale found by", str(value["name"]) if value else "nobody: it is 1"),
     "judges": lambda value: ("Judges", str(value["name"]) if value else "nobody"),
     "known": lambda value: ("Similarity before", "as its calibration found it" if value else ""),

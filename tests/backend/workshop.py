@@ -24,7 +24,7 @@ from backend.schemas.compressions import (
 )
 from backend.schemas.evaluations import ConceptReport, EvaluateSpec, EvaluationReport, Measure
 from backend.schemas.executor import Unit
-from backend.schemas.generations import GenerateSpec
+from backend.schemas.generations import GenerateSpec, GuidedAttention
 from backend.schemas.merges.requests import MergeReport, MergeSpec
 from backend.schemas.presence import Presence
 from backend.schemas.trainings import PinnedConcept
@@ -207,12 +207,14 @@ class Workshop:
             assert publishing.succeed(session, unit, result={}, metrics={"run_s": 1.0}, weights=new)
         return self.job(job.id).result["weights"]  # type: ignore[index,no-any-return]
 
-    def draw(self, presence: Sequence[Presence] = ()) -> list[str]:
-        """Claim a generation and publish its images, each with what was seen in it; their ids."""
+    def draw(self, presence: Sequence[Presence] = (), attention: GuidedAttention | None = None) -> list[str]:
+        """Claim a generation and publish its images, each with what was seen in it and where its attention was guided;
+        their ids.
+        """
         job = self.claim()
         unit, spec = Unit(job=job.id, fence=job.fence), GenerateSpec.model_validate(job.spec)
         for index in range(spec.num_images):
-            recipe = image_recipe(spec, index, presence=presence)
+            recipe = image_recipe(spec, index, presence=presence, attention=attention)
             picture = self.studio.storage.put(encoded(scene(index, (64, 64)), "PNG"))
             thumbnail = self.studio.storage.put(encoded(scene(index, (64, 64)), "WEBP"))
             with self.studio.writing() as session:

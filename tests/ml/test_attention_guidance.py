@@ -17,6 +17,7 @@ from worker.ml.attention_maps import maps, middle, smoothed, watched
 from worker.ml.conditioning import Attended, Prompt, TextEdit, TokenRows, text_kv
 from worker.ml.errors import InputInvalid
 from worker.ml.families.base import DiffusionModel
+from worker.ml.methods import ConceptExamples
 from worker.ml.regions import Box
 from worker.ml.run import Cancelled, InProcessRun
 from worker.ml.sampling.attention_guidance import (
@@ -26,7 +27,7 @@ from worker.ml.sampling.attention_guidance import (
     moved,
     step_size,
 )
-from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate
+from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate, pictures
 from worker.ml.sampling.latents import Picture, first_noise
 from worker.ml.sampling.schedulers import build_scheduler
 from worker.ml.word_positions import subject_words
@@ -180,6 +181,29 @@ def test_neighbours_do_not_matter(model: DiffusionModel, weights: Any, scheduler
     together = drawn(model, *wanted)
     for unit, beside in zip(wanted, together, strict=True):
         assert np.abs(drawn(model, unit)[0] - beside).max() <= 2
+
+
+def test_attention_can_be_guided_to_some_of_the_concepts(
+    model: DiffusionModel, photos: list[Path], tmp_path: Path
+) -> None:
+    both = teach(model, [stark(photos), ConceptExamples("mimi", "cat", "subject", photos)], tmp_path)
+    unit = replace(UNIT, text="a <stark> dog on a <mimi> cat", weights=((both, 1.0),), attention_guidance=5.0)
+
+    def words(*attended: str, unit: GenerationUnit = unit) -> Any:
+        [made] = pictures(model, [replace(unit, attended=attended or None)])
+        assert made.attention is not None
+        return made.attention.words
+
+    everyone = words()
+    assert len(everyone) == 2
+    assert {words("stark"), words("mimi")} == {everyone[:1], everyone[1:]}
+    assert words("mimi", "stark") == everyone
+    alone = replace(unit, text="a <stark> dog on a cat")
+    assert words("stark", "mimi", unit=alone) == words(unit=alone)
+    with pytest.raises(InputInvalid, match="names no subject"):
+        words("mimi", unit=alone)
+    to_all, to_one = drawn(model, unit)[0], drawn(model, replace(unit, attended=("stark",)))[0]
+    assert np.abs(to_all - to_one).max() > 0
 
 
 def test_a_guided_picture_can_be_cancelled(model: DiffusionModel, weights: Any) -> None:

@@ -15,15 +15,18 @@ import torch
 from PIL import Image
 
 from backend import failpoints
-from backend.schemas.executor import Loss, Progress, RunJob
-from backend.schemas.generations import GenerateSpec
-from backend.schemas.trainings import TrainSpec
+from backend.identifiers import new_id
+from backend.schemas.bases import JudgesDescription
+from backend.schemas.executor import ImageDone, Loss, Progress, RunJob
+from backend.schemas.generations import GenerateSpec, GuidedAttention
+from backend.schemas.presence import PresenceCheck
+from backend.schemas.trainings import PinnedConcept, TrainSpec
 from tests.worker import drill
 from worker import device
 from worker.bases import base_folders, keep_description, kept_description
 from worker.executor_process import Died, executor_environment
 from worker.pipe_run import Reporter
-from worker.recipes import image_recipe, parameters_text
+from worker.recipes import image_recipe, parameters_text, published_recipe
 from worker.slot import Slot, SlotTaken
 from worker.verification import OutputInvalid, verified_picture, verified_weights, weights_manifest
 
@@ -148,6 +151,30 @@ def test_the_recipe_stands_in_the_form_that_others_parse() -> None:
         "Steps: 20, Sampler: DPM-Solver++ (2M), CFG scale: 5.0, Seed: 1, Size: 64x96, Model hash: ababababab, "
         f"Model: toy, Version: moongate {recipe.code_version}",
     ]
+
+
+def test_how_a_picture_was_drawn_is_taken_from_the_executor_where_it_may_choose() -> None:
+    """Another seed only of pictures that are looked at, guidance only where that was asked."""
+    judges = JudgesDescription(name="j", hash="cd" * 32)
+    who = PinnedConcept(id=new_id(), token="stark", class_noun="dog", kind="subject", photos=[])
+    done = ImageDone(
+        job="j", fence=1, index=0, seed=77, file="f", attention=GuidedAttention(scale=3.0, concepts=[who.id])
+    )  # fmt: skip
+
+    def told(guidance_of_missing: float | None) -> tuple[int, float, list[str]]:
+        check = None
+        if guidance_of_missing is not None:
+            check = PresenceCheck(
+                judges=judges, concepts=[who], plain_text="x", regions=[], retries=1,
+                guidance_of_missing=guidance_of_missing,
+            )  # fmt: skip
+        spec = GENERATE.model_copy(update={"check": check, "attention_guidance": 0.5})
+        recipe = published_recipe(spec, done)
+        return recipe.seed, recipe.attention_guidance, recipe.attention_concepts
+
+    assert told(3.0) == (77, 3.0, [who.id])
+    assert told(0.0) == (77, 0.5, [])
+    assert told(None) == (2**32 - 2, 0.5, [])
 
 
 # ---- the executor's reports

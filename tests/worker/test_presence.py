@@ -6,23 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from backend.schemas.bases import JudgesDescription
-from backend.schemas.generations import GenerateSpec, PinnedWeights
+from backend.schemas.executor import FromExecutor, ImageDone, Progress, RunJob
+from backend.schemas.generations import GenerateSpec, GuidedAttention, ImageRecipe, PinnedWeights
 from backend.schemas.presence import Presence, PresenceCheck
 from backend.schemas.trainings import PinnedConcept, PinnedFile
 from tests.ml.fixtures import model, one_thread, photos, tiny_folder
 from tests.ml.teaching import everything, same, stark, teach
+from worker.drawing import draw_alone
+from worker.ml.evaluation.presence import Seen
 from worker.ml.evaluation.word_attention import Acting
 from worker.ml.families.base import DiffusionModel
 from worker.ml.methods import ConceptExamples
 from worker.ml.regions import Box
 from worker.ml.run import InProcessRun
 from worker.ml.sampling.engine import GenerationUnit, RegionUnit, generate
-from worker.presence import Looker, _told
+from worker.pipe_run import Reporter
+from worker.presence import Looker, _told, draw_and_look
 
 __all__ = ["model", "one_thread", "photos", "tiny_folder"]
 ONE, TWO = (f"01900000-0000-7000-8000-{place:012d}" for place in (1, 2))
@@ -77,6 +83,159 @@ def looked(model: DiffusionModel, photos: list[Path], unit: GenerationUnit) -> l
     run = InProcessRun()
     ((_, pixels),) = generate(model, [unit], run)
     return Looker(model, Colours(), check, spec, inputs).look(pixels, unit, run)
+
+
+def asked(
+    folder: Path,
+    photos: list[Path],
+    learned: Any = None,
+    sent: list[FromExecutor] | None = None,
+    guidance_of_missing: float = 0.0,
+    **changes: Any,
+) -> Reporter:
+    """A job of two pictures in which two concepts are looked for, with two retries each."""
+    pinned = [PinnedFile(id=ONE, storage_key=str(i), sha256="0" * 64) for i in range(len(photos))]
+    check = {
+        "judges": {"name": "colours", "hash": "cd" * 32},
+        "concepts": [
+            PinnedConcept(id=key, token=token, class_noun=noun, kind="subject", photos=pinned).model_dump()
+            for key, token, noun in ((ONE, "stark", "dog"), (TWO, "renamed", "cat"))
+        ],
+        "plain_text": "a dog and a cat", "regions": [], "retries": 2,
+        "guidance_of_missing": guidance_of_missing,
+    }  # fmt: skip
+    spec = {
+        "prompt": "@stark and @renamed", "text": "a dog and a cat", "negative_prompt": "", "base": "tiny",
+        "base_hash": "0" * 64, "num_images": 2, "seed": 11, "weights": [], "num_inference_steps": 2,
+        "guidance_scale": 5.0, "scheduler": "ddim", "width": 32, "height": 32, "check": check,
+    } | changes  # fmt: skip
+    inputs = {str(i): str(path) for i, path in enumerate(photos)}
+    if learned is not None:
+        learned.save(folder / "weights")
+        inputs["w"] = str(folder / "weights")
+    staging = folder / "staging"
+    staging.mkdir(exist_ok=True)
+    job = RunJob(
+        job=ONE, fence=1, kind="generate", spec=GenerateSpec.model_validate(spec).model_dump(mode="json"),
+        inputs=inputs, staging=str(staging), checkpoints="", cache="", base_folder="",
+    )  # fmt: skip
+    return Reporter(job, (sent if sent is not None else []).append)
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What the judge says of the pictures that follow, first ones first."""
+    told: list[tuple[str, ...]] = []
+
+    def said(*_: Any) -> list[Seen]:
+        return [Seen(state, 0.5, Box(0, 0, 1, 1)) for state in told.pop(0)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr("worker.presence.look", said)
+    return told
+
+
+def test_progress_goes_on_over_tries(
+    model: DiffusionModel, photos: list[Path], verdicts: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Every try and every picture of the base is a part of the job; tries that are spared count as made."""
+    verdicts += [("present", "missing"), ("present", "present"), ("fused", "missing")]
+    verdicts += [("missing", "present"), ("missing", "missing")]
+    steps: list[tuple[int, int]] = []
+    run = InProcessRun(on_step=lambda _, done, total, __: steps.append((done, total)))
+    sent: list[FromExecutor] = []
+    draw_and_look(model, Colours(), asked(tmp_path, photos, sent=sent), run)
+    assert not verdicts
+    assert {total for _, total in steps} == {2 * 3 * 2 * 2}
+    done = [done for done, _ in steps]
+    assert done == [*range(1, 9), *range(13, 25)]
+    [told] = [each for each in sent if isinstance(each, Progress)]
+    assert (told.phase, told.step, told.total) == ("drawing", 24, 24)
+
+
+def test_what_cannot_be_told_costs_no_retries(
+    model: DiffusionModel, photos: list[Path], verdicts: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Other seeds are tried for who is missing beside it alone. Of equals that with fewer missing is kept."""
+    verdicts += [("unknown", "unknown")]
+    verdicts += [("unknown", "missing"), ("fused", "missing"), ("unknown", "present")]
+    sent: list[FromExecutor] = []
+    draw_and_look(model, Colours(), asked(tmp_path, photos, sent=sent), InProcessRun())
+    assert not verdicts
+    kept = [each for each in sent if isinstance(each, ImageDone)]
+    assert [[seen.state for seen in each.presence] for each in kept] == [
+        ["unknown"] * 2,
+        ["unknown", "present"],
+    ]
+    verdicts += [
+        ("present", "missing"),
+        ("present", "unknown"),
+        ("missing", "unknown"),
+        ("unknown", "unknown"),
+    ]
+    sent.clear()
+    again = tmp_path / "again"
+    again.mkdir()
+    draw_and_look(model, Colours(), asked(again, photos, sent=sent), InProcessRun())
+    kept = [each for each in sent if isinstance(each, ImageDone)]
+    assert [[seen.state for seen in each.presence] for each in kept] == [
+        ["present", "unknown"],
+        ["unknown"] * 2,
+    ]
+
+
+def test_tries_after_a_failed_one_are_guided_to_who_was_not_there(
+    model: DiffusionModel, photos: list[Path], verdicts: list[tuple[str, ...]], weights: Any, tmp_path: Path
+) -> None:
+    """Whoever was missing or fused in a try before, nobody of whom nothing is known; the recipe says who, and draws the
+    picture that was kept.
+    """
+    used = {
+        "file": {"id": ONE, "storage_key": "w", "sha256": "0" * 64},
+        "scale": 1.0, "tokens": ["mimi", "stark"], "concepts": [TWO, ONE],
+    }  # fmt: skip
+    taught = {"text": "a <stark> dog on a <mimi> cat", "weights": [used], "num_inference_steps": 4}
+    told: list[FromExecutor] = []
+    first = asked(tmp_path, photos, weights, told, guidance_of_missing=6.0, **taught)
+    verdicts += [("present", "fused"), ("missing", "missing"), ("present", "present")]
+    verdicts += [("unknown", "missing"), ("unknown", "present")]
+    draw_and_look(model, Colours(), first, InProcessRun())
+    kept = [each for each in told if isinstance(each, ImageDone)]
+    assert [each.attention for each in kept] == [
+        GuidedAttention(scale=6.0, concepts=[TWO, ONE]),
+        GuidedAttention(scale=6.0, concepts=[TWO]),
+    ]
+    for done in kept:
+        with Image.open(first.staging / done.file) as picture:
+            pixels = np.asarray(picture).astype(int)
+            recipe = ImageRecipe.model_validate_json(picture.info["moongate"])
+        assert done.attention is not None
+        assert (recipe.attention_guidance, recipe.attention_concepts) == (6.0, done.attention.concepts)
+        folder = tmp_path / f"again-{done.index}"
+        folder.mkdir()
+        same_seed = {"seed": recipe.seed, "num_images": 1, "check": None}
+        for changes, is_same in (
+            ({"attention_guidance": 6.0, "attention_concepts": recipe.attention_concepts}, True),
+            ({}, False),
+        ):
+            again = asked(folder, photos, weights, **{**taught, **same_seed, **changes})
+            draw_alone(model, again, InProcessRun())
+            with Image.open(folder / "staging" / "image-0.png") as picture:
+                difference = np.abs(np.asarray(picture).astype(int) - pixels).max()
+            assert bool(difference <= 2) is is_same
+
+
+def test_tries_are_not_guided_unless_asked_or_where_nobody_can_be(
+    model: DiffusionModel, photos: list[Path], verdicts: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Without weights the prompt has no word of the concepts."""
+    for name, scale in (("off", 0.0), ("nobody", 6.0)):
+        told: list[FromExecutor] = []
+        verdicts += [("present", "missing"), ("present", "present")]
+        (tmp_path / name).mkdir()
+        job = asked(tmp_path / name, photos, None, told, guidance_of_missing=scale, num_images=1)
+        draw_and_look(model, Colours(), job, InProcessRun())
+        [done] = [each for each in told if isinstance(each, ImageDone)]
+        assert (done.attention, done.seed) == (None, 12)
 
 
 def test_each_word_of_the_prompt_is_found(model: DiffusionModel, photos: list[Path], weights: Any) -> None:

@@ -8,8 +8,13 @@ so that the freedom of choice is the same on both sides. (Cross-attention maps, 
 say where the word acts, not whether it is recognised; they are evidence beside the verdict.)
 
 At or above ``PRESENT`` a concept is there: the middle between the anchors, where the picture is as much like the
-concept as like the base's own of the class. Below it the concept is fused where another concept of the picture
-reaches it in that place, else missing.
+concept as like the base's own of the class. Concepts without regions are there only in windows apart from one another
+and from the regions of those that are there (`worker.ml.evaluation.places`): one fused animal is not two, but the
+concept that it is more like; who has no other window is fused. Below ``PRESENT`` a concept is fused where another
+concept of the picture reaches it in that place, else missing.
+
+Where photos vary so much that the base's picture is as much like them as they are like each other, there is no scale,
+and whatever is drawn says nothing: it is unknown whether the concept is there.
 """
 
 from __future__ import annotations
@@ -18,14 +23,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.ml.evaluation.panel import Panel
+from worker.ml.evaluation.places import apart, assigned
 from worker.ml.evaluation.protocol import Scale
 from worker.ml.regions import Box
 
 PRESENT = 0.5
+_PRECEDENCE = {"unknown": 1, "present": 2}
+"""Of a concept in several regions the state counts that comes first; before these it is missing or fused."""
 SIDES = (0.5, 0.75, 1.0)
 """Sides of the windows, in shares of the picture's."""
 STRIDE = 0.125
@@ -41,9 +51,9 @@ class Sought:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found of one concept. ``score`` is None where the anchors do not differ."""
+    """What was found of one concept. ``score`` is None where the anchors leave no scale, and the state unknown."""
 
-    state: Literal["present", "fused", "missing"]
+    state: Literal["present", "fused", "missing", "unknown"]
     score: float | None
     box: Box
 
@@ -77,16 +87,20 @@ def look(panel: Panel, pixels: Tensor, base: Tensor, sought: Sequence[Sought]) -
     """``pixels`` [3, H, W] is the picture, ``base`` the base model's with class nouns alone, both in [-1, 1]. A concept
     in several regions is as present as in the least of them.
     """
-    everywhere, view = windows(), _View(panel, pixels, base)
-    found = []
+    view = _View(panel, pixels, base)
+    found: dict[int, Seen] = {}
     for index, one in enumerate(sought):
-        rivals = [other.photos for place, other in enumerate(sought) if place != index]
         if one.boxes:
-            seen = [view.state((box,), one.photos, rivals) for box in one.boxes]
-            found.append(min(seen, key=lambda each: (each.state == "present", each.score or 0.0)))
-        else:
-            found.append(view.state(everywhere, one.photos, rivals))
-    return found
+            seen = [view.in_box(box, one.photos, _rivals(sought, index)) for box in one.boxes]
+            found[index] = min(seen, key=lambda each: (_PRECEDENCE.get(each.state, 0), each.score or 0.0))
+    taken = [box for index, seen in found.items() if seen.state == "present" for box in sought[index].boxes]
+    free = [index for index, one in enumerate(sought) if not one.boxes]
+    found |= zip(free, view.anywhere(sought, free, taken), strict=True)
+    return [found[index] for index in range(len(sought))]
+
+
+def _rivals(sought: Sequence[Sought], index: int) -> list[Tensor]:
+    return [other.photos for place, other in enumerate(sought) if place != index]
 
 
 @dataclass(frozen=True)
@@ -95,21 +109,52 @@ class _View:
     pixels: Tensor
     base: Tensor
 
-    def state(self, boxes: Sequence[Box], photos: Tensor, rivals: Sequence[Tensor]) -> Seen:
-        score, box = self.score(boxes, photos)
-        if score is not None and score >= PRESENT:
+    def in_box(self, box: Box, photos: Tensor, rivals: Sequence[Tensor]) -> Seen:
+        _, scores = self.scores((box,), photos)
+        if scores is None:
+            return Seen("unknown", None, box)
+        score = float(scores[0])
+        if score >= PRESENT:
             return Seen("present", score, box)
-        others = [self.score((box,), rival)[0] for rival in rivals]
-        fused = any(other is not None and other >= PRESENT for other in others)
-        return Seen("fused" if fused else "missing", score, box)
+        return Seen("fused" if self._anybody(box, rivals) else "missing", score, box)
 
-    def score(self, boxes: Sequence[Box], photos: Tensor) -> tuple[float | None, Box]:
-        """On the scale, with the box that is most like the photos."""
+    def anywhere(self, sought: Sequence[Sought], free: Sequence[int], taken: Sequence[Box]) -> list[Seen]:
+        """The concepts at ``free`` among the sought, each in the window that is left to it beside the others and what
+        is ``taken``; who reaches `PRESENT`, but where no window is left, is fused.
+        """
+        everywhere = windows()
+        scores = [self.scores(everywhere, sought[index].photos) for index in free]
+        above = np.full((len(everywhere), len(free)), -1.0)
+        allowed = apart(everywhere, taken).all(axis=1)
+        for column, (_, own) in enumerate(scores):
+            if own is not None:
+                above[:, column] = np.where(allowed, own - PRESENT, -1.0)
+        given = assigned(above, apart(everywhere, everywhere))
+        found = []
+        for index, (best, own), at in zip(free, scores, given, strict=True):
+            box = everywhere[best]
+            if own is None:
+                found.append(Seen("unknown", None, box))
+            elif at is not None:
+                found.append(Seen("present", float(own[at]), everywhere[at]))
+            else:
+                fused = own[best] >= PRESENT or self._anybody(box, _rivals(sought, index))
+                found.append(Seen("fused" if fused else "missing", float(own[best]), box))
+        return found
+
+    def _anybody(self, box: Box, photos: Sequence[Tensor]) -> bool:
+        """Whether one of these concepts is in this box."""
+        scores = [self.scores((box,), each)[1] for each in photos]
+        return any(score is not None and score[0] >= PRESENT for score in scores)
+
+    def scores(self, boxes: Sequence[Box], photos: Tensor) -> tuple[int, NDArray[np.float64] | None]:
+        """The box that is most like the photos, and what each reaches [boxes]: None where there is no scale."""
         raw = likeness(self.panel, self.pixels, boxes, photos)
         zero = float(likeness(self.panel, self.base, boxes, photos).max())
         products, count = photos.double() @ photos.double().T, len(photos)
         one = float((products.sum() - products.trace()) / (count * (count - 1)))
+        scale, best = Scale(zero, one), int(raw.argmax())
         try:
-            return Scale(zero, one).of(float(raw.max())), boxes[int(raw.argmax())]
+            return best, np.array([scale.of(float(each)) for each in raw])
         except ValueError:
-            return None, boxes[int(raw.argmax())]
+            return best, None

@@ -39,8 +39,8 @@ class RegionUnit:
 class GenerationUnit:
     """One picture: all that it depends on beside the base model. Texts are encoder texts, sizes are pixels.
     ``weights`` act on ``text``; ``share`` is what it keeps inside the boxes of ``regions``. ``attention_guidance`` in
-    steps of the paper, 0 for none. ``apart``: a pass for every region, whose text names its subject alone, and ``text``
-    none of them.
+    steps of the paper, 0 for none; to the subjects ``attended`` by the tokens in the text, None for all. ``apart``: a
+    pass for every region, whose text names its subject alone, and ``text`` none of them.
     """
 
     index: int
@@ -57,6 +57,7 @@ class GenerationUnit:
     share: BaseShare = USUAL_SHARE
     attention_guidance: float = 0.0
     apart: bool = False
+    attended: tuple[str, ...] | None = None
 
 
 def generate(
@@ -133,4 +134,6 @@ def _attention(model: DiffusionModel, unit: GenerationUnit, prompt: Prompt) -> A
     if unit.attention_guidance <= 0.0:
         return None
     taught = [each for weights, _ in unit.weights for each in weights.manifest.tokens]
-    return AttentionGuidance(unit.attention_guidance, tuple(subject_words(model, prompt, taught).values()))
+    words = subject_words(model, prompt, taught)
+    attended = words if unit.attended is None else [token for token in words if token in unit.attended]
+    return AttentionGuidance(unit.attention_guidance, tuple(words[token] for token in attended))
