@@ -147,7 +147,7 @@ def _wanted(form: Form, gates: list[GateField]) -> dict[str, Any]:
     named = prompts.tokens(f"{wanted['prompt']} {drawn}")  # of the boxes too, whatever else their JSON says
     if weights := gate_fields.chosen(form, gates, named):
         wanted["weights"] = weights
-    if attended := wanted.pop("attention_concepts", ""):
+    if attended := text(form, "attention_concepts"):
         # Without guidance there is nobody for whom it could be meant.
         wanted |= {"attention_concepts": attended.split()} if "attention_guidance" in wanted else {}
     width, cross, height = text(form, "size").partition("x")
