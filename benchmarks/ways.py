@@ -62,7 +62,7 @@ SINGLES: dict[str, tuple[str, dict[str, Any]]] = {
     "lokr-companions": ("lokr", AMONG),
     "lora-companions": ("lora", AMONG),
     "orthogonal-companions": ("lora", {**AMONG, "basis": "orthogonal"}),
-    "svdiff-companions": ("svdiff", AMONG),
+    "svdiff-companions": ("svdiff", {**AMONG, "text_encoder": False}),
     "perfusion": ("perfusion", {}),
     "dreambooth": ("dreambooth", {}),
 }
