@@ -194,7 +194,8 @@ def markdown(bench: Bench, rows: dict[str, dict[str, Any]]) -> str:
         f"{pictures} pictures of every group, the same seeds everywhere; one training each by the preset "
         f'`{bench.spec["preset"]}`, of the sample photos and of `benchmarks/photos`. "There" is what the judges say of '
         "crops (`benchmarks/presence.py`); ± is half of the 95 % interval over the n groups (Student), a dash where n "
-        "is 1. The base knows no moongate, nor does the judge of words.",
+        "is 1. The base knows no moongate, nor does the judge of words. `python -m benchmarks.run pairs` makes what is "
+        "missing, this table and the sheets `pairs-*.webp`.",
         "",
         f"Base `{bench.instruments['base_hash'][:12]}`, judges `{bench.instruments['judges_hash'][:12]}`.",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -45,21 +46,23 @@ def pair(photos: list[Path]) -> list[ConceptExamples]:
     return [stark(photos[:2]), ConceptExamples("wolf", "cat", "subject", photos[2:])]
 
 
+@pytest.mark.parametrize("others", [("wolf",), ("wolf", "minerva", "rex")])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_teaches_two_words_at_once(
-    method: str, base: DiffusionModel, photos: list[Path], tmp_path: Path
+def test_every_method_teaches_several_words_at_once(
+    method: str, others: tuple[str, ...], base: DiffusionModel, photos: list[Path], tmp_path: Path
 ) -> None:
-    run = Told()
-    trainee = prepare(base, pair(photos), tmp_path, method=method, run=run)
+    run, names = Told(), ("stark", *others)
+    rest = [ConceptExamples(name, "cat", "subject", photos[place % 3 :]) for place, name in enumerate(others)]
+    trainee = prepare(base, [stark(photos[:2]), *rest], tmp_path, method=method, run=run)
     [weights] = train(base, [trainee], run)
-    assert [taught.token for taught in weights.manifest.tokens] == ["stark", "wolf"]
+    assert tuple(taught.token for taught in weights.manifest.tokens) == names
     edit, installation = METHODS[method].edit(base, weights), METHODS[method].installation(base, weights)
     with installed(base, ((installation, 1.0),) if installation else ()), torch.no_grad():
-        texts = [Prompt(f"photo of a <{token}> dog", ((edit, 1.0),)) for token in ("stark", "wolf")]
+        texts = [Prompt(f"photo of a <{name}> dog", ((edit, 1.0),)) for name in names]
         values = text_kv(base, texts).kv.values[0]
-    assert not torch.equal(values[0], values[1])
+    assert not any(torch.equal(one, other) for one, other in combinations(values, 2))
     told = {name for metrics in run.metrics for name in metrics}
-    assert {"photo_loss/stark", "photo_loss/wolf"} <= told
+    assert {f"photo_loss/{name}" for name in names} <= told
 
 
 @pytest.mark.parametrize("method", METHODS)
