@@ -137,6 +137,7 @@ def pin(session: Session, owner_id: str, body: GenerationCreate) -> tuple[Genera
         row.id: (row, choice)
         for row, choice in [*chosen, *(each for _, rows, _ in resolved for each in rows)]
     }
+    _require_unchanged(session, base, [row for row, _ in used.values()])
     awaited = {job.id: job for job in [*needed, *(job for _, _, jobs_ in resolved for job in jobs_)]}
     attention_guidance.require_someone(session, owner_id, body, names)
     width, height = _size(body, base)
@@ -279,6 +280,17 @@ def _base(
     if any(row.base != base.id for row in rows):
         raise Invalid.at("/weights", "These weights were learned on another base model.", code="other-base")
     return base
+
+
+def _require_unchanged(session: Session, base: BaseModelInfo, rows: list[ConceptWeights]) -> None:
+    """Invalid where weights were learned on other tensors of the base: no worker would draw with them."""
+    if changed := [row for row in rows if row.base_hash != base.hash]:
+        names = " and ".join(f"@{name}" for name in sorted(_taught(session, changed)))
+        raise Invalid.at(
+            "/weights",
+            f"{base.title} has changed since {names or 'these weights'} learned on it. Train again.",
+            code="base-changed",
+        )
 
 
 def _placeholders(

@@ -176,3 +176,19 @@ def test_work_is_accepted_while_every_worker_is_away(
         workers.goodbye(session, workshop.worker_id)
     answer = client.post("/api/v1/generations", json={"prompt": "a dog"})
     assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["chosen", "by-token"])
+def test_weights_of_a_base_that_has_changed_are_told_at_the_door(
+    client: TestClient, api: Api, workshop: Workshop, chosen: bool
+) -> None:
+    """No worker would draw with them: it proves the hash before it reads weights."""
+    _, weights = api.taught(workshop)
+    workshop.open(base(hash="ef" * 32))
+    asked = {"weights": [{"id": weights}]} if chosen else {}
+    for boxes in ([], [{"x": 0, "y": 0, "width": 1, "height": 1, "prompt": "@stark"}]):
+        body = {"prompt": "a photo of @stark", "regions": boxes, **asked}
+        answer = client.post("/api/v1/generations", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (422, "base-changed"), answer.text
+        assert "has changed since @stark learned on it" in answer.json()["errors"][0]["detail"]
+    assert client.get("/api/v1/jobs?kind=generate").json()["items"] == []
