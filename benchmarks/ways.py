@@ -2,7 +2,7 @@
 
 A way's name is a stem and what is added to it. Stems: ``average``, the mean of the changes as sequential averaging does
 it; every merge of `worker.ml.merges`, ``linear`` the sum of the changes; ``regions``, a box for each concept, no merge;
-``regions-stacked``, the boxes one above the other, with a pass for each;
+``regions-apart``, with a pass for each box, and ``regions-stacked``, so with boxes one above the other;
 ``regions-joint``, boxes with what one training of all learned (``joint-collages-masked``); ``textual-inversion``, words
 alone in one prompt; ``joint``, one training of all; ``dreambooth-joint`` the same by DreamBooth. A joint training may
 have ``-collages``, which may be ``-masked`` (what is around the subjects counts a tenth), or ``-unmix``. The others may
@@ -53,6 +53,7 @@ JOINT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REGIONS_JOINT, OF_JOINT = "regions-joint", "joint-collages-masked"
 STACKED = "regions-stacked"
+APART = {STACKED, "regions-apart"}
 LEARNED_AS_ONE = {"textual-inversion", REGIONS_JOINT, *JOINT}
 """What trains every concept with a word of its own."""
 AMONG: dict[str, Any] = {"companions": 0.35, **MASKED}
@@ -241,7 +242,7 @@ def units_of(
     regions: list[tuple[str, Box, ConceptWeights]] = []
     if way.stem == "textual-inversion":
         weights = tuple((studio.learned(way.stem, [one], way.stem, {}), 1.0) for one in group)
-    elif way.stem in ("regions", REGIONS_JOINT, STACKED):
+    elif way.stem in {"regions", REGIONS_JOINT, *APART}:
         for place, (one, word) in enumerate(zip(group, words, strict=True)):
             edge, side = place / len(group), 1.0 / len(group)
             box = Box(0.0, edge, 1.0, side) if way.stem == STACKED else Box(edge, 0.0, side, 1.0)
@@ -250,7 +251,7 @@ def units_of(
                 if way.stem == REGIONS_JOINT
                 else studio.alone(one, way.single)
             )
-            regions.append((" and ".join([word] * (1 if way.stem == STACKED else len(group))), box, own))
+            regions.append((" and ".join([word] * (1 if way.stem in APART else len(group))), box, own))
     elif way.stem in JOINT:
         weights = ((studio.jointly(group, way.stem), 1.0),)
     elif way.stem != BASE:
@@ -262,9 +263,7 @@ def units_of(
     units = [
         GenerationUnit(
             index=index,
-            text=f"a photo {place}"
-            if way.stem == STACKED
-            else studio.prompt(group, place, plain=not weights),
+            text=f"a photo {place}" if way.stem in APART else studio.prompt(group, place, plain=not weights),
             negative_text="",
             seed=seed,
             num_inference_steps=bench.spec["num_inference_steps"],
@@ -277,7 +276,7 @@ def units_of(
                 RegionUnit(f"a photo of {text} {place}", box, ((own, 1.0),)) for text, box, own in regions
             ),
             attention_guidance=GUIDANCE if way.guided else 0.0,
-            apart=way.stem == STACKED,
+            apart=way.stem in APART,
         )
         for index, (place, seed) in enumerate(
             (place, seed) for place in bench.spec["places"] for seed in bench.spec["image_seeds"]

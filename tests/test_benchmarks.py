@@ -230,7 +230,7 @@ def test_the_names_of_ways_say_what_they_are() -> None:
     stems = {
         *ways.JOINT,
         ways.REGIONS_JOINT,
-        ways.STACKED,
+        *ways.APART,
         "average",
         "regions",
         "textual-inversion",
