@@ -45,8 +45,24 @@ def latents(model: DiffusionModel, *drawn: Picture) -> list[Tensor]:
     return [found[place] for place in range(len(drawn))]
 
 
-@pytest.mark.parametrize("box", [CORNER, ABOVE, Box(0.1, 0.55, 0.3, 0.4)])
-def test_the_middle_of_a_box_comes_to_where_a_single_thing_stands(box: Box) -> None:
+@pytest.mark.parametrize(
+    ("box", "moved"),
+    [
+        (FULL, (0, 0)),
+        (Box(0, 0, 0.5, 1), (0, 15)),
+        (Box(0.5, 0, 0.5, 1), (0, -15)),
+        (ABOVE, (12, 0)),
+        (BELOW, (-8, 0)),
+        (Box(0.2, 0, 0.8, 0.5), (12, 0)),
+        (Box(0.4, 0, 0.6, 0.5), (12, -9)),
+    ],
+)
+def test_a_box_is_moved_no_further_than_a_thing_needs(box: Box, moved: tuple[int, int]) -> None:
+    assert moved_to_single(box, (40, 60)) == moved
+
+
+@pytest.mark.parametrize("box", [CORNER, Box(0, 0, 0.5, 0.5), Box(0.1, 0.55, 0.3, 0.4)])
+def test_the_middle_of_a_small_box_comes_to_where_a_single_thing_stands(box: Box) -> None:
     size = (40, 60)
     marked = torch.zeros(size)
     row, column = int((box.y + box.height / 2) * size[0]), int((box.x + box.width / 2) * size[1])

@@ -2,7 +2,7 @@
 
 Where something stands is decided by the denoiser's self-attention, which no text inside a box reaches: asked for a cat
 above a guitar, a base model that puts two things side by side draws two guitars side by side. So each box gets a pass
-of its own in which its subject is alone, over latents that are moved until the middle of the box is where the base
+of its own in which its subject is alone, over latents that are moved until the box is where the base
 model puts a single thing (`SINGLE`); the prediction is moved back and counts inside the box::
 
     p = (1 - sum_r w_r) p_ground + sum_r w_r move_r^-1( p_r( move_r(x) ) ),    w_r = (1-a) m_r
@@ -32,13 +32,23 @@ if TYPE_CHECKING:
 
 SINGLE = (0.5, 0.55)
 """Where a thing that is alone stands, in shares of the picture from its upper left corner: nearly in the middle."""
+THING = 0.5
+"""How large it is then: a box with more room than that is moved only until the thing is inside."""
 
 
 def moved_to_single(box: Box, size: tuple[int, int]) -> tuple[int, int]:
-    """Cells down and to the right by which a grid [h, w] is rolled so that the middle of the box comes to `SINGLE`."""
-    down = (SINGLE[1] - (box.y + box.height / 2)) * size[0]
-    right = (SINGLE[0] - (box.x + box.width / 2)) * size[1]
-    return round(down), round(right)
+    """Cells down and to the right by which a grid [h, w] is rolled so that a thing at `SINGLE` is inside the box: its
+    middle comes there, less what the box has room to spare. What is rolled around the edge is seen there, so no more
+    is moved than must be.
+    """
+    down = _needed(SINGLE[1] - (box.y + box.height / 2), box.height)
+    right = _needed(SINGLE[0] - (box.x + box.width / 2), box.width)
+    return round(down * size[0]), round(right * size[1])
+
+
+def _needed(away: float, side: float) -> float:
+    spare = max(0.0, side - THING) / 2
+    return max(0.0, away - spare) if away > 0 else min(0.0, away + spare)
 
 
 class ApartPasses:
