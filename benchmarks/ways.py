@@ -3,9 +3,10 @@
 A way's name is a stem and what is added to it. Stems: ``average``, the mean of the changes as sequential averaging does
 it; every merge of `worker.ml.merges`, ``linear`` the sum of the changes; ``regions``, a box for each concept, no merge;
 ``regions-apart``, with a pass for each box, and ``regions-stacked``, so with boxes one above the other;
-``regions-joint``, boxes with what one training of all learned (``joint-collages-masked``); ``textual-inversion``, words
-alone in one prompt; ``joint``, one training of all; ``dreambooth-joint`` the same by DreamBooth. A joint training may
-have ``-collages``, which may be ``-masked`` (what is around the subjects counts a tenth), or ``-unmix``. The others may
+``regions-joint`` and ``regions-apart-joint``, boxes with what one training of all learned
+(``joint-collages-masked``); ``textual-inversion``, words alone in one prompt; ``joint``, one training of all;
+``dreambooth-joint`` the same by DreamBooth. A joint training may have ``-collages``, which may be ``-masked`` (what is
+around the subjects counts a tenth), or ``-unmix``. The others may
 be of concepts taught another way (`SINGLES`): among ``-companions``, masked, or so by ``-lokr``, ``-lora`` or
 ``-orthogonal`` LoRA, each along columns of its own; merges that are made for one method are of that (`MADE_FOR`).
 ``-company``: merged with every word constrained behind the others as well. ``-guided``: drawn with attention guidance.
@@ -51,10 +52,10 @@ JOINT: dict[str, tuple[str, dict[str, Any]]] = {
     "joint-unmix": (SINGLE, {**COLLAGES, "unmix_weight": 1.0}),
     "dreambooth-joint": ("dreambooth", {}),
 }
-REGIONS_JOINT, OF_JOINT = "regions-joint", "joint-collages-masked"
+REGIONS_JOINT, OF_JOINT = {"regions-joint", "regions-apart-joint"}, "joint-collages-masked"
 STACKED = "regions-stacked"
-APART = {STACKED, "regions-apart"}
-LEARNED_AS_ONE = {"textual-inversion", REGIONS_JOINT, *JOINT}
+APART = {STACKED, "regions-apart", "regions-apart-joint"}
+LEARNED_AS_ONE = {"textual-inversion", *REGIONS_JOINT, *JOINT}
 """What trains every concept with a word of its own."""
 AMONG: dict[str, Any] = {"companions": 0.35, **MASKED}
 SINGLES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -242,13 +243,13 @@ def units_of(
     regions: list[tuple[str, Box, ConceptWeights]] = []
     if way.stem == "textual-inversion":
         weights = tuple((studio.learned(way.stem, [one], way.stem, {}), 1.0) for one in group)
-    elif way.stem in {"regions", REGIONS_JOINT, *APART}:
+    elif way.stem in {"regions", *REGIONS_JOINT, *APART}:
         for place, (one, word) in enumerate(zip(group, words, strict=True)):
             edge, side = place / len(group), 1.0 / len(group)
             box = Box(0.0, edge, 1.0, side) if way.stem == STACKED else Box(edge, 0.0, side, 1.0)
             own = (
                 studio.jointly(group, OF_JOINT)
-                if way.stem == REGIONS_JOINT
+                if way.stem in REGIONS_JOINT
                 else studio.alone(one, way.single)
             )
             regions.append((" and ".join([word] * (1 if way.stem in APART else len(group))), box, own))

@@ -229,7 +229,7 @@ def test_the_names_of_ways_say_what_they_are() -> None:
     assert found["perfusion-gates"].single == "perfusion"
     stems = {
         *ways.JOINT,
-        ways.REGIONS_JOINT,
+        *ways.REGIONS_JOINT,
         *ways.APART,
         "average",
         "regions",
