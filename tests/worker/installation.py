@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,28 @@ class Installation:
             )
         self.processes.append(process)
         return process
+
+    def freeze(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP outside of a transaction: SQLite's file has one lock for all writers, and who is stopped while it
+        holds it keeps everybody out for as long.
+        """
+        path = self.database.engine.url.database
+        assert self.database.engine.dialect.name == "sqlite"
+        assert path is not None
+
+        def stopped() -> bool:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.05)
+            with closing(sqlite3.connect(path, timeout=0.2)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    process.send_signal(signal.SIGCONT)
+                    return False
+                other.rollback()
+            return True
+
+        self.until(stopped)
 
     def log(self) -> str:
         path = self.folder / "log"
