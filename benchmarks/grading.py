@@ -173,7 +173,7 @@ def save_sheet(rows: list[NDArray[np.uint8]], file: Path, scale: int = 2) -> Non
     """Rows of equal width under one another, enlarged, as WebP."""
     sheet = Image.fromarray(np.concatenate(rows))
     sheet = sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.BICUBIC)
-    sheet.save(file, quality=85)
+    sheet.save(file, quality=70)
 
 
 def write_json(file: Path, content: Any) -> None:
